@@ -1,0 +1,71 @@
+"""Every reason that a condition or an event can carry, declared once.
+
+Conditions, events, logs, metrics and `certctl` use the same words. The value is the machine-readable `reason`.
+"""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Machine-readable reasons of conditions and events."""
+
+    # Ready=True
+    READY = "Ready"  # the Secret holds a certificate that fits the spec
+    RENEWING = "Renewing"  # it does, and its successor is due or being ordered
+
+    # why a certificate is wanted (Ready=False, or Issuing=True)
+    SECRET_MISSING = "SecretMissing"  # noqa: S105 - a reason, not a secret
+    SECRET_INVALID = "SecretInvalid"  # noqa: S105
+    NAMES_CHANGED = "NamesChanged"
+    KEY_CHANGED = "KeyChanged"
+    ISSUER_CHANGED = "IssuerChanged"
+    EXPIRED = "Expired"
+    RENEW_NOW = "RenewNow"
+
+    # what is being done or waited for (Issuing=True)
+    ORDER_PENDING = "OrderPending"
+    SAME_NAMES = "SameNames"  # another Certificate is ordering the same names
+    BACKING_OFF = "BackingOff"
+    CA_UNAVAILABLE = "CAUnavailable"
+    RATE_LIMITED = "RateLimited"
+
+    # outcomes
+    ISSUED = "Issued"
+    ADOPTED = "Adopted"
+    FAILED = "Failed"
+
+    # refusals and failures (Issuing=False or Ready=False)
+    INVALID_SPEC = "InvalidSpec"
+    ISSUER_NOT_FOUND = "IssuerNotFound"
+    ISSUER_NOT_READY = "IssuerNotReady"
+    SECRET_CONFLICT = "SecretConflict"  # noqa: S105
+    SECRET_NOT_OWNED = "SecretNotOwned"  # noqa: S105
+    NO_INGRESS_CLASS = "NoIngressClass"
+    NOT_PREAUTHORIZED = "NotPreauthorized"
+    REJECTED_IDENTIFIER = "RejectedIdentifier"
+    CHALLENGE_FAILED = "ChallengeFailed"
+    ORDER_INVALID = "OrderInvalid"
+    ORDER_GONE = "OrderGone"
+    CERTIFICATE_REJECTED = "CertificateRejected"  # what the CA sent did not pass our checks
+    CSR_REFUSED = "CSRRefused"
+    KEY_LOST = "KeyLost"
+    CA_REFUSED = "CARefused"
+
+    # Issuer
+    ACCOUNT_REGISTERED = "AccountRegistered"
+    ACCOUNT_UNKNOWN = "AccountUnknown"
+    ACCOUNT_DEACTIVATED = "AccountDeactivated"
+    ACCOUNT_KEY_INVALID = "AccountKeyInvalid"
+    EAB_REQUIRED = "EABRequired"
+    EAB_REFUSED = "EABRefused"
+    EAB_SECRET_MISSING = "EABSecretMissing"  # noqa: S105
+    EAB_KEY_INVALID = "EABKeyInvalid"
+    DIRECTORY_INVALID = "DirectoryInvalid"
+    TERMS_CHANGED = "TermsChanged"
+    UNKNOWN_PROFILE = "UnknownProfile"
+
+    # Ingress
+    CERTIFICATE_CREATED = "CertificateCreated"
+    CERTIFICATE_UPDATED = "CertificateUpdated"
+    CERTIFICATE_DELETED = "CertificateDeleted"
+    INGRESS_INVALID = "IngressInvalid"

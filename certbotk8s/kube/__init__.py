@@ -1,0 +1,1 @@
+"""The API server: thin REST layer, list and watch, stores, Events."""

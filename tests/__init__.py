@@ -1,0 +1,1 @@
+"""Tests: unit, contract, adapters, e2e on the lab, bench."""

@@ -1,0 +1,1 @@
+"""The figures: counted from the servers' side, never asserted by a test."""
