@@ -8,7 +8,8 @@ nothing here waits, polls or retries longer than one call takes. Errors are `Tem
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from certbotk8s.domain.reasons import Reason
 
 T = TypeVar("T")
+P = ParamSpec("P")
 R = TypeVar("R", bound="Resource")
 R_co = TypeVar("R_co", bound="Resource", covariant=True)
 
@@ -77,6 +79,9 @@ class Cluster(Protocol):
 
     def delete(self, kind: Kind[Any], namespace: str, name: str, *, uid: str = "") -> None:
         """Delete (in the background); no object, or one of another uid, is no error."""
+
+    def watch_secret(self, namespace: str, name: str, on_change: Callable[[], None]) -> Callable[[], None]:
+        """Call `on_change` whenever that one Secret appears, changes or goes, until the returned function is called."""
 
     def event(self, about: Reference, reason: Reason, message: str, *, warning: bool = False) -> None:
         """Record an Event, later and at most once for the same words in a while. Never raises."""
@@ -245,7 +250,7 @@ class Call:
 Steps: TypeAlias = "Generator[Call, Any, timedelta | None]"
 
 
-def call(pool: str, function: Callable[[], T]) -> Generator[Call, Any, T]:
-    """`answer = yield from call(pool, function)`: the typed way to yield a Call."""
-    answer: T = yield Call(pool, function)
+def call(pool: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Generator[Call, Any, T]:
+    """`answer = yield from call(pool, session.order, url)`: the typed way to yield a Call."""
+    answer: T = yield Call(pool, partial(function, *args, **kwargs))
     return answer

@@ -142,12 +142,13 @@ class Issuance(Struct, frozen=True):
     """An issuance under way: the least that must survive a crash. The CA's order is the truth about how far it is.
 
     `state` is a `domain.issuance.State`; `request_hash` tells whether the spec still asks for the same thing;
-    `deadline` is the order's `expires`.
+    `order_set` is equal for orders that a CA would take for one; `deadline` is the order's `expires`.
     """
 
     generation: int
     attempt: int
     request_hash: str
+    order_set: str
     state: str
     started_at: datetime
     issuer_ref: IssuerRef
@@ -166,7 +167,9 @@ class RecentOrder(Struct, frozen=True):
 
     time: datetime
     set_hash: str
+    generation: int
     outcome: str
+    renew_now: str = ""
     account_uri: str = msgspec.field(default="", name="accountURI")
 
 
@@ -351,7 +354,6 @@ class KeyRecord(Struct, frozen=True):
     generation: int
     attempt: int
     request_hash: str
-    renew_now: str = ""
 
 
 class SecretFacts(Resource, frozen=True):
@@ -416,6 +418,6 @@ def to_wire(value: Any) -> Any:
     return msgspec.to_builtins(value, builtin_types=())
 
 
-def decode_condition(conditions: tuple[Condition, ...], kind: str) -> Condition | None:
+def find_condition(conditions: tuple[Condition, ...], kind: str) -> Condition | None:
     """The condition of that type, or None."""
     return next((c for c in conditions if c.type == kind), None)

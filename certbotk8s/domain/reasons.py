@@ -61,6 +61,7 @@ class Reason(StrEnum):
     EAB_SECRET_MISSING = "EABSecretMissing"  # noqa: S105
     EAB_KEY_INVALID = "EABKeyInvalid"
     DIRECTORY_INVALID = "DirectoryInvalid"
+    CA_BUNDLE_INVALID = "CABundleInvalid"
     TERMS_CHANGED = "TermsChanged"
     UNKNOWN_PROFILE = "UnknownProfile"
 

@@ -1,0 +1,253 @@
+"""The Secrets of a Certificate: the tls Secret that people use, and the next-key Secret of an issuance under way.
+
+Secrets are created by POST (a taken name is read and judged) and changed by apply with uid and resourceVersion; `type`
+is never fought. A reference in status or a name proves nothing: our label and the Certificate's UID do.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from certbotk8s.domain import api, pem
+from certbotk8s.domain.errors import AlreadyExists, Conflict, PermanentError
+from certbotk8s.domain.names import common_name
+from certbotk8s.domain.plan import Finding, Ownership, adoption_asked, key_size, misfit, ownership
+from certbotk8s.domain.reasons import Reason
+from certbotk8s.ports import call
+from certbotk8s.reconcile.status import report
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from certbotk8s.domain.api import Certificate, SecretFacts
+    from certbotk8s.domain.plan import Observed
+    from certbotk8s.ports import Cluster, KeyMaker
+
+# The index of next-key Secrets by the UID of their Certificate, and the pool that makes keys (RSA costs 0.1 s and
+# more).
+BY_OWNER = "owner"
+KEYS_POOL = "keys"
+
+
+def by_owner(secret: SecretFacts) -> list[str]:
+    """The index function of BY_OWNER."""
+    meta = secret.metadata
+    return [meta.annotations.get(api.ANNOTATION_CERTIFICATE_UID, "")] if _is_next_key(secret) else []
+
+
+def next_key_name(certificate: Certificate) -> str:
+    """The one name of a Certificate's next-key Secret, so that two controllers cannot both store one."""
+    meta = certificate.metadata
+    return f"{meta.name[:200]}-{hashlib.sha256(meta.uid.encode()).hexdigest()[:8]}-next-key"
+
+
+def _is_next_key(secret: SecretFacts | api.Secret) -> bool:
+    return secret.metadata.labels.get(api.LABEL_ROLE) == api.ROLE_NEXT_KEY
+
+
+def _belongs(secret: SecretFacts | api.Secret, certificate: Certificate) -> bool:
+    uid = secret.metadata.annotations.get(api.ANNOTATION_CERTIFICATE_UID)
+    return _is_next_key(secret) and uid == certificate.metadata.uid
+
+
+def _encode(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+class CertificateSecrets:
+    """Reads and writes the Secrets of Certificates."""
+
+    def __init__(self, cluster: Cluster, key_maker: KeyMaker) -> None:
+        self._cluster = cluster
+        self._key_maker = key_maker
+
+    # --- the tls Secret -----------------------------------------------------------------------------------------------
+
+    def live(self, certificate: Certificate) -> SecretFacts | None:
+        """The tls Secret as it is at this moment."""
+        return self._cluster.get(pem.SECRET_FACTS, certificate.metadata.namespace, certificate.spec.secret_name)
+
+    def claim(self, seen: Observed, found: SecretFacts) -> Finding | None:
+        """Make an existing Secret ours as it is: one left behind, or one to be adopted. Orders nothing.
+
+        The finding says why not; then nothing was touched.
+        """
+        if ownership(found, seen.certificate, seen.rivals) is not Ownership.LEFT:
+            if not adoption_asked(seen.certificate):
+                return Finding(
+                    Reason.SECRET_NOT_OWNED,
+                    f"Secret {found.key} exists and was not made by certbotk8s; it is not overwritten. Delete it, "
+                    f"choose another secretName, or annotate this Certificate {api.ANNOTATION_ADOPT}=true to adopt it",
+                )
+            if lack := misfit(replace(seen, secret=found)):
+                return Finding(
+                    Reason.SECRET_NOT_OWNED,
+                    f"Secret {found.key} was not made by certbotk8s and is not adopted, since it does not fit. "
+                    f"{lack.message}. Delete it or choose another secretName",
+                )
+        meta = found.metadata
+        raw = self._cluster.get(api.SECRET, meta.namespace, meta.name)
+        if raw is None or raw.metadata.resource_version != meta.resource_version:
+            raise Conflict(f"Secret {found.key} changed while it was looked at")
+        # Data that an earlier apply of ours set would be removed by an apply without it.
+        data: dict[str, str] = {name: raw.data[name] for name in ("tls.crt", "tls.key") if name in raw.data}
+        issued_by = meta.annotations.get(api.ANNOTATION_ISSUER, "")
+        account_uri = meta.annotations.get(api.ANNOTATION_ACCOUNT_URI, "")
+        self._apply(seen.certificate, found, data, issued_by, account_uri)
+        report(
+            self._cluster,
+            "Certificate",
+            seen.certificate,
+            Reason.ADOPTED,
+            f"Secret {found.key} is taken over as it is; nothing was ordered",
+        )
+        return None
+
+    def install(self, seen: Observed, chain: bytes, key: bytes, account_uri: str) -> None:
+        """Write a checked certificate and its key; raises PermanentError when the Secret is not ours to write."""
+        certificate, meta = seen.certificate, seen.certificate.metadata
+        ref = certificate.spec.issuer_ref
+        data, issued_by = {"tls.crt": _encode(chain), "tls.key": _encode(key)}, f"{ref.kind}/{ref.name}"
+        found = seen.secret
+        if found is None:
+            try:
+                manifest = _tls_manifest(certificate, data, issued_by, account_uri)
+                self._cluster.create(api.SECRET, manifest | {"type": "kubernetes.io/tls"})
+            except AlreadyExists:
+                found = self.live(certificate)
+            else:
+                return
+        if found is None or ownership(found, certificate, seen.rivals) is not Ownership.OURS:
+            raise PermanentError(
+                Reason.SECRET_NOT_OWNED,
+                f"Secret {meta.namespace}/{certificate.spec.secret_name} was made by somebody else meanwhile; "
+                "it is not overwritten.",
+            )
+        self._apply(certificate, found, data, issued_by, account_uri)
+
+    def _apply(
+        self, certificate: Certificate, found: SecretFacts, data: dict[str, str], issued_by: str, account_uri: str
+    ) -> None:
+        manifest = _tls_manifest(certificate, data, issued_by, account_uri)
+        manifest["metadata"] |= {"uid": found.metadata.uid, "resourceVersion": found.metadata.resource_version}
+        self._cluster.apply(api.SECRET, manifest | {"type": found.type})
+
+    # --- the next key -------------------------------------------------------------------------------------------------
+
+    def store_next_key(self, seen: Observed, asked: str, found: SecretFacts | None) -> Generator[Any, Any, None]:
+        """Have the next key pair and its CSR in a Secret before anybody is asked to certify it.
+
+        `asked` is the request hash; `found` the live tls Secret. A pair already stored for the same request is used
+        again (the issuance it was made for was lost), unless it is the one in use. Raises Conflict when the name is
+        taken.
+        """
+        certificate, meta = seen.certificate, seen.certificate.metadata
+        in_use = found.public_key_hash if found else ""
+        there = (
+            self._cluster.get(pem.SECRET_FACTS, meta.namespace, next_key_name(certificate))
+            if self._left(seen)
+            else None
+        )
+        if there and self._reusable(there, certificate, asked, in_use):
+            return
+        self.drop_next_key(seen)
+        key = self._kept_key(certificate, found)
+        if key is None:
+            spec = certificate.spec.private_key
+            key = yield from call(
+                KEYS_POOL, self._key_maker.certificate_key, spec.algorithm, key_size(spec), spec.encoding
+            )
+        csr = self._key_maker.csr(key, seen.names, common_name(certificate.spec))
+        try:
+            self._cluster.create(api.SECRET, _next_key_manifest(certificate, key, csr, asked))
+        except AlreadyExists:
+            there = self._cluster.get(pem.SECRET_FACTS, meta.namespace, next_key_name(certificate))
+            if there is None or not self._reusable(there, certificate, asked, in_use):
+                if there and _belongs(there, certificate):
+                    self._cluster.delete(api.SECRET, meta.namespace, there.metadata.name, uid=there.metadata.uid)
+                raise Conflict(f"Secret {meta.namespace}/{next_key_name(certificate)} is in the way") from None
+
+    def next_key(self, certificate: Certificate) -> tuple[bytes, bytes] | None:
+        """(private key PEM, CSR DER) of the issuance under way, by a live read; None when there is none of ours."""
+        secret = self._cluster.get(api.SECRET, certificate.metadata.namespace, next_key_name(certificate))
+        if secret is None or not _belongs(secret, certificate):
+            return None
+        return pem.secret_value(secret.data, "tls.key"), pem.secret_value(secret.data, pem.CSR_KEY)
+
+    def drop_next_key(self, seen: Observed) -> None:
+        """Remove the next key, if there is one."""
+        for left in self._left(seen):
+            self._cluster.delete(api.SECRET, left.metadata.namespace, left.metadata.name, uid=left.metadata.uid)
+
+    def _left(self, seen: Observed) -> list[SecretFacts]:
+        meta = seen.certificate.metadata
+        found = self._cluster.store(pem.SECRET_FACTS).find(BY_OWNER, meta.uid)
+        return [secret for secret in found if secret.metadata.namespace == meta.namespace]
+
+    def _reusable(self, secret: SecretFacts, certificate: Certificate, asked: str, in_use: str) -> bool:
+        record = secret.record
+        made_for_this = bool(record and record.request_hash == asked and _belongs(secret, certificate))
+        return made_for_this and secret.public_key_hash not in {"", in_use}
+
+    def _kept_key(self, certificate: Certificate, found: SecretFacts | None) -> bytes | None:
+        """The key in use, where rotationPolicy Never keeps it and it is of the wanted kind."""
+        wanted = certificate.spec.private_key
+        if wanted.rotation_policy != "Never" or found is None or found.problem or not found.certificate:
+            return None
+        have = (found.certificate.key_algorithm, found.certificate.key_size, found.key_encoding)
+        if have != (wanted.algorithm, key_size(wanted), wanted.encoding):
+            return None
+        raw = self._cluster.get(api.SECRET, certificate.metadata.namespace, certificate.spec.secret_name)
+        return pem.secret_value(raw.data, "tls.key") or None if raw else None
+
+
+def _tls_manifest(certificate: Certificate, data: dict[str, str], issued_by: str, account_uri: str) -> dict[str, Any]:
+    meta = certificate.metadata
+    annotations = {
+        api.ANNOTATION_CERTIFICATE: meta.name,
+        api.ANNOTATION_CERTIFICATE_UID: meta.uid,
+        api.ANNOTATION_ISSUER: issued_by,
+        api.ANNOTATION_ACCOUNT_URI: account_uri,
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": certificate.spec.secret_name,
+            "namespace": meta.namespace,
+            "labels": {api.LABEL_ROLE: api.ROLE_TLS},
+            "annotations": {name: value for name, value in annotations.items() if value},
+        },
+        "data": data,
+    }
+
+
+def _next_key_manifest(certificate: Certificate, key: bytes, csr: bytes, asked: str) -> dict[str, Any]:
+    meta = certificate.metadata
+    record = api.KeyRecord(
+        generation=meta.generation, attempt=certificate.status.failed_attempts + 1, request_hash=asked
+    )
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": next_key_name(certificate),
+            "namespace": meta.namespace,
+            "labels": {api.LABEL_ROLE: api.ROLE_NEXT_KEY},
+            "annotations": {api.ANNOTATION_CERTIFICATE: meta.name, api.ANNOTATION_CERTIFICATE_UID: meta.uid},
+            "ownerReferences": [
+                {"apiVersion": api.API_VERSION, "kind": "Certificate", "name": meta.name, "uid": meta.uid}
+            ],
+        },
+        "type": "Opaque",
+        "data": {
+            "tls.key": _encode(key),
+            pem.CSR_KEY: _encode(csr),
+            pem.RECORD_KEY: _encode(msgspec.json.encode(record)),
+        },
+    }
