@@ -1,19 +1,30 @@
-"""Every setting of the controller: flag, then environment, then default. There is no file."""
+"""Every setting of the controller: flag, then environment (`CERTBOTK8S_X`), then default. There is no file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _setting(default: Any, text: str, *, environment: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"help": text, "environment": environment})
 
 
 @dataclass(frozen=True)
 class Settings:
     """What the controller's flags say; `main` declares the flags from these fields."""
 
-    namespace: str = "certbotk8s"
-    http01_listen: str = "0.0.0.0:8089"
-    http01_port: int = 80
-    nameservers: tuple[str, ...] = ()
-    metrics_listen: str = "0.0.0.0:9402"
-    workers: int = 16
-    log_format: str = "json"
-    log_level: str = "info"
+    namespace: str = _setting(
+        "certbotk8s",
+        "Namespace of the controller: of its HTTP-01 Ingresses, and of the Secrets that ClusterIssuers name.",
+        environment=("POD_NAMESPACE",),
+    )
+    http01_listen: str = _setting("0.0.0.0:8089", "Address and port where HTTP-01 challenges are answered.")
+    http01_port: int = _setting(80, "Port where CAs, and the look before one is asked, connect for HTTP-01.")
+    nameservers: tuple[str, ...] = _setting(
+        (), "Name server (address or address:port) for own look-ups; may be given several times. Default: the system's."
+    )
+    metrics_listen: str = _setting("0.0.0.0:9402", "Address and port of /metrics, /livez and /readyz.")
+    workers: int = _setting(16, "Reconciles that may run at once.")
+    log_format: str = _setting("json", "json or text.")
+    log_level: str = _setting("info", "debug, info, warning or error.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from certbotk8s.domain.api import Certificate, Issuer, SecretFacts
+
+
+# An issuer that was not looked at yet is ready in a moment.
+ISSUER_LOOK = timedelta(seconds=10)
 
 
 @dataclass(frozen=True)
@@ -250,7 +255,7 @@ def _issuer(seen: Observed) -> Finding | None:
         return Finding(Reason.ISSUER_NOT_FOUND, f"{name} does not exist. This goes on by itself when it appears.")
     ready = issuer_ready(seen.issuer)
     if ready is None:
-        return Finding(Reason.ISSUER_NOT_READY, f"Waiting for {name} to become ready")
+        return Finding(Reason.ISSUER_NOT_READY, f"Waiting for {name} to become ready", seen.now + ISSUER_LOOK)
     if ready.status != "True":
         return Finding(Reason.ISSUER_NOT_READY, f"Waiting for {name}, which is not ready: {ready.message}")
     return None

@@ -140,7 +140,7 @@ class Rest:
 class Work:
     """An issuance as this process knows it. `stored` is what stands in status; everything else may be lost.
 
-    `since` (monotonic seconds) is when the state was entered, `looks` how often the CA or the challenge was looked at
+    `since` (monotonic seconds) is when the state was entered, `due` until when its step waits, `looks` how often the CA or the challenge was looked at
     in it, `errors` how many tries in a row failed, `to_answer` the challenges that the CA waits for us to answer.
     """
 
@@ -150,6 +150,7 @@ class Work:
     issuance: Issuance | None = None
     stored: Issuance | None = None
     since: float = 0.0
+    due: float = 0.0
     looks: int = 0
     errors: int = 0
     shown: object = None
@@ -192,6 +193,8 @@ class CertificateReconciler:
             yield from self._gone(key)
             return None
         work = self._resume(key, certificate)
+        if left := self._still_waiting(work):
+            return left
         try:
             return (yield from self._run(work))
         except Conflict:
@@ -201,12 +204,13 @@ class CertificateReconciler:
 
     def _run(self, work: Work) -> Steps:
         while True:
+            if closed := self._closed(work):
+                self._show(work, closed)
+                return ACCOUNT_LOOK
             try:
                 outcome: Outcome | Wait | Rest
                 if self._changed(work):
                     outcome = Outcome.REQUEST_CHANGED
-                elif closed := self._closed(work):
-                    outcome = closed
                 else:
                     outcome = yield from self._steps[work.state](self, work)
                 if outcome in {Outcome.REQUEST_CHANGED, Outcome.ORDER_GONE}:
@@ -220,16 +224,22 @@ class CertificateReconciler:
             if isinstance(outcome, Rest):
                 return outcome.after
             if isinstance(outcome, Wait):
+                work.due = self._clock.monotonic() + outcome.after.total_seconds()
                 self._show(work, outcome.finding)
                 return outcome.after
             self._move(work, outcome)
+
+    def _still_waiting(self, work: Work) -> timedelta | None:
+        """What is left of a step's wait: own writes wake the key too, and must not make it ask the CA sooner."""
+        left = work.due - self._clock.monotonic()
+        return timedelta(seconds=left) if left > 0 and not self._changed(work) else None
 
     def _move(self, work: Work, outcome: Outcome) -> None:
         state = advance(work.state, outcome)
         log.debug("%s: %s: %s -> %s", work.certificate.key, outcome, work.state or "none", state or "none")
         if state is not work.state:
             work.since, work.looks, work.shown = self._clock.monotonic(), 0, None
-        work.state, work.errors = state, 0
+        work.state, work.errors, work.due = state, 0, 0.0
         if state is State.NONE:
             self._claims.release(work.key)
             work.issuance, work.stored, work.order, work.failure, work.to_answer = None, None, None, None, ()
@@ -312,7 +322,7 @@ class CertificateReconciler:
         assert session  # see _closed
         return session
 
-    def _closed(self, work: Work) -> Wait | None:
+    def _closed(self, work: Work) -> Finding | None:
         """Just after a start the account may not be open yet: the issuer's reconcile opens it and enqueues this key."""
         if work.state in {State.NONE, State.ISSUED, State.FAILED}:
             return None
@@ -320,7 +330,7 @@ class CertificateReconciler:
         if self._accounts.session(work.issuance.account_uri):
             return None
         text = f"Waiting for {issuer_name(work.certificate)}, which has not opened the account of this order"
-        return Wait(ACCOUNT_LOOK, Finding(Reason.ISSUER_NOT_READY, text))
+        return Finding(Reason.ISSUER_NOT_READY, text)
 
     def _write(
         self, work: Work, issuance: Issuance | None, finding: Finding | None, *, issuing: bool, **more: Any

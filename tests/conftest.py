@@ -1,0 +1,47 @@
+"""The lab that tests use, and what is each test's own in it."""
+
+import os
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.build import binaries
+from tests.lab.lab import Lab, running_lab
+
+_FIXTURE = "lab"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Builds the lab's programs, where a collected test needs them, before the time limit of any test runs."""
+    if "CERTBOTK8S_LAB" in os.environ or session.config.option.collectonly:
+        return
+    if any(_FIXTURE in getattr(item, "fixturenames", ()) for item in session.items):
+        with session.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            binaries()
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """The lab of `$CERTBOTK8S_LAB` (a lab.json), else one that lives for this session."""
+    path = os.environ.get("CERTBOTK8S_LAB")
+    if path:
+        yield Lab.load(path)
+        return
+    with running_lab() as running:
+        yield running.lab
+
+
+@pytest.fixture
+def namespace(lab: Lab) -> Iterator[str]:
+    """A namespace of this test's own."""
+    name = f"test-{secrets.token_hex(4)}"
+    lab.api("/api/v1/namespaces", body={"metadata": {"name": name}})
+    yield name
+    lab.api(f"/api/v1/namespaces/{name}", method="DELETE")
+
+
+@pytest.fixture
+def suffix() -> str:
+    """A DNS suffix of this test's own: the CA keeps authorizations, and the lab's DNS server answers it."""
+    return f"{secrets.token_hex(4)}.example.test"
