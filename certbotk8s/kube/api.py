@@ -130,10 +130,10 @@ class _ListMeta(Struct, frozen=True):
 
 
 class Page(Struct, frozen=True):
-    """A part of a collection: `items` are the objects as JSON."""
+    """A part of a collection: `items` are the objects as JSON; an empty list of metadata says null."""
 
     metadata: _ListMeta
-    items: tuple[msgspec.Raw, ...] = ()
+    items: tuple[msgspec.Raw, ...] | None = None
 
 
 def connect(*, kubeconfig: str = "", context: str = "") -> Api:

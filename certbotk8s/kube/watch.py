@@ -167,7 +167,7 @@ class Reflector(Generic[R]):
         version = ""
         for page in self._api.pages(self._kind, self._namespace, **self._selectors):
             version = page.metadata.resource_version
-            for raw in page.items:
+            for raw in page.items or ():
                 obj = self._decode(raw)
                 if obj is not None:
                     objects.append(obj)

@@ -158,21 +158,20 @@ class Lab(msgspec.Struct, kw_only=True, rename="camel"):
         servfail: bool = False,
     ) -> None:
         """Changes what the CA's DNS server answers for `host`: A records, a CNAME, one more TXT value, or SERVFAIL."""
-        name = _fqdn(host)
         if addresses is not None:
-            self._tell_dns("clear-a", host=name)
-            self._tell_dns("add-a", host=name, addresses=list(addresses))
+            self._tell_dns("clear-a", host=host)
+            self._tell_dns("add-a", host=host, addresses=list(addresses))
         if cname is not None:
-            self._tell_dns("set-cname", host=name, target=_fqdn(cname))
+            self._tell_dns("set-cname", host=host, target=cname)
         if txt is not None:
-            self._tell_dns("set-txt", host=name, value=txt)
+            self._tell_dns("set-txt", host=host, value=txt)
         if servfail:
-            self._tell_dns("set-servfail", host=name)
+            self._tell_dns("set-servfail", host=host)
 
     def clear_dns(self, host: str) -> None:
         """Back to the default for `host`: A 127.0.0.1."""
         for path in ("clear-a", "clear-cname", "clear-txt", "clear-servfail"):
-            self._tell_dns(path, host=_fqdn(host))
+            self._tell_dns(path, host=host)
 
     @contextlib.contextmanager
     def exposed(self, namespace: str, name: str, backends: Sequence[Backend]) -> Iterator[str]:
@@ -204,10 +203,10 @@ class Lab(msgspec.Struct, kw_only=True, rename="camel"):
         fetch(f"{self.dns_management}/{path}", body=body)
 
     def _settle_audit_log(self, start: int) -> None:
-        """Returns when everything that was answered before this call is in the audit log.
+        """Returns when the writes whose effect somebody has seen are in the audit log.
 
-        The log is written before an answer ends, but a long answer can be read to its end a moment earlier. A request
-        of our own, once it is in the log, has every earlier one before it.
+        A watch shows a write a moment before it is answered, and the log has it just before the answer. A request of our
+        own takes longer than that moment; it is waited for in the log.
         """
         own = f"/version?mark={secrets.token_hex(8)}"
         self.api(own)
@@ -394,10 +393,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def _fqdn(host: str) -> str:
-    return host.rstrip(".") + "."
 
 
 __all__ = ["SERVICE", "AcmeServer", "Lab", "Mark", "RunningLab", "running_lab", "start_pebble"]

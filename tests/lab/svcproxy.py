@@ -34,6 +34,7 @@ class ServiceProxy:
         self._backends = backends
         self._ready: list[Backend] = []
         self._turn = 0
+        self._forwarding: set[asyncio.Task[None]] = set()  # the event loop alone keeps no task from being collected
         self._server: asyncio.Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
@@ -66,7 +67,7 @@ class ServiceProxy:
         answers = await asyncio.gather(*map(_is_ready, backends))
         self._ready = [backend for backend, ready in zip(backends, answers, strict=True) if ready]
         if self._ready and self._server is None:
-            self._server = await asyncio.start_server(self._forward, self._host, self._port, backlog=512)
+            self._server = await asyncio.start_server(self._accept, self._host, self._port, backlog=512)
         elif not self._ready:
             self._close()
 
@@ -74,6 +75,11 @@ class ServiceProxy:
         if self._server is not None:
             self._server.close()
             self._server = None
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(self._forward(reader, writer))
+        self._forwarding.add(task)
+        task.add_done_callback(self._forwarding.discard)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         backend = self._next()

@@ -1,0 +1,34 @@
+"""One controller per test module, one issuer for those that need only one."""
+
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.controller import Controller, install_crds
+from tests.lab.lab import Lab
+from tests.site import CERTIFICATES, Site
+
+
+@pytest.fixture(scope="module")
+def controller(lab: Lab) -> Iterator[Controller]:
+    """A running controller, killed at the end of the module."""
+    install_crds(lab)
+    with Controller(lab, arguments=["--log-level=debug", "--log-format=text"]) as running:
+        running.wait_ready()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def issuer(lab: Lab, controller: Controller) -> Iterator[str]:
+    """A ClusterIssuer that is ready, bound to kid-1 of the lab's CA."""
+    admin = Site(lab, lab.namespace)
+    name = admin.cluster_issuer(f"ca-{secrets.token_hex(3)}")
+    yield name
+    admin.delete(f"{CERTIFICATES}/clusterissuers/{name}")
+
+
+@pytest.fixture
+def site(lab: Lab, namespace: str) -> Site:
+    """The test's own namespace, as its people use it."""
+    return Site(lab, namespace)
