@@ -7,32 +7,32 @@ STAMP = .venv/.synced
 .PHONY: demo test check soak bench lab lint types unit clean
 
 demo: $(STAMP)
-	$(RUN)/python -m tests.demo $(if $(ONCE),--once)
+	@$(RUN)/python -m tests.demo $(if $(ONCE),--once)
 
 test: check lab
-	$(RUN)/python -m tests.lab run -- $(RUN)/python -m pytest -m "not soak" tests/contract tests/adapters tests/e2e tests/test_journey.py
+	@$(RUN)/python -m tests.lab run -- $(RUN)/python -m pytest -m "not soak" tests/contract tests/adapters tests/e2e tests/test_journey.py
 
 check: $(STAMP)
-	$(RUN)/ruff check .
-	$(RUN)/ruff format --check .
-	$(RUN)/mypy
-	$(RUN)/lint-imports --no-cache
-	$(RUN)/python -m pytest -q tests/unit tests/test_architecture.py
+	@$(RUN)/ruff check .
+	@$(RUN)/ruff format --check .
+	@$(RUN)/mypy
+	@$(RUN)/lint-imports --no-cache
+	@$(RUN)/python -m pytest -q tests/unit tests/test_architecture.py
 
 soak: $(STAMP) lab
-	$(RUN)/python -m tests.lab run -- $(RUN)/python -m pytest -m soak tests
+	@$(RUN)/python -m tests.lab run -- $(RUN)/python -m pytest -m soak tests
 
 bench: $(STAMP) lab
-	$(RUN)/python -m tests.bench
+	@$(RUN)/python -m tests.bench
 
 lab: $(STAMP)
-	$(RUN)/python -m tests.lab build
+	@$(RUN)/python -m tests.lab build
 
 # uv comes from PyPI into the environment that it then fills from the lock file.
 $(STAMP): pyproject.toml uv.lock
-	test -x $(UV) || { $(PYTHON) -m venv .venv && $(RUN)/python -m pip install --quiet "uv>=0.13,<0.14"; }
-	VIRTUAL_ENV=$(CURDIR)/.venv $(UV) sync --frozen --inexact --quiet
-	touch $@
+	@test -x $(UV) || { $(PYTHON) -m venv .venv && $(RUN)/python -m pip install --quiet "uv>=0.13,<0.14"; }
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(UV) sync --frozen --inexact --quiet
+	@touch $@
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

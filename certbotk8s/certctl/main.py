@@ -7,7 +7,6 @@ Nothing heavy is imported before a command runs: `--help` and `version` answer a
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 
     F = TypeVar("F", bound=Callable[..., Any])
 
-_INTERRUPTED = 128 + signal.SIGINT
-_BROKEN_PIPE = 128 + signal.SIGPIPE
+# As a shell reports a program that SIGINT or SIGPIPE ended.
+_INTERRUPTED, _BROKEN_PIPE = 130, 141
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 

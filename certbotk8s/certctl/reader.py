@@ -86,7 +86,8 @@ class Reader:
             found = self._list(EVENT, certificate.metadata.namespace, field_selector=selector)
         except CertctlError:
             return ()
-        return tuple(sorted((each for each in found if each.time), key=lambda each: each.time or 0)[-most:])
+        dated = [(each.time, each) for each in found if each.time]
+        return tuple(each for _, each in sorted(dated, key=lambda pair: pair[0])[-most:])
 
     def ask_renewal(self, name: str, value: str) -> Certificate:
         """Set the annotation renew-now of a Certificate of the chosen namespace; the Certificate as stored."""

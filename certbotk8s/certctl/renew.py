@@ -93,7 +93,7 @@ def _await(reader: Reader, asked: Certificate, clock: Clock, deadline: float, pa
             return printable(f"Renewed {asked.key}: {end.message}")
         if end:
             raise CertctlError(f"{asked.key} was not renewed: {end.message.removesuffix('.')}", hint)
-    waited_for = state(last, clock.now()).message.removesuffix(".")
-    raise CertctlError(
-        f"{asked.key} was not renewed within {patience}; last seen: {waited_for}", f"it goes on by itself; {hint}"
-    )
+    seen = state(last, clock.now())
+    begun = seen.issuing or seen.attention
+    found = f"last seen: {seen.message.removesuffix('.')}" if begun else "the controller has not begun with it"
+    raise CertctlError(f"{asked.key} was not renewed within {patience}; {found}", f"it goes on by itself; {hint}")

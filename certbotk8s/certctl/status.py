@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from certbotk8s.certctl.reader import Reader, log_to_stderr
 from certbotk8s.certctl.table import line, table, widths
@@ -98,5 +97,5 @@ def watch(connection: Connection, options: Options) -> None:
 
 
 def _print_json(value: Mapping[str, Any], *, lines: bool = False) -> None:
-    text = msgspec.json.encode(value)
-    print((text if lines else msgspec.json.format(text, indent=2)).decode(), flush=True)
+    # In ASCII: what strangers wrote cannot steer the terminal, which also takes commands from beyond ASCII.
+    print(json.dumps(value, indent=None if lines else 2), flush=True)

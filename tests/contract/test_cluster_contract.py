@@ -94,8 +94,9 @@ def test_create_refuses_a_taken_name(cluster: KubeCluster, namespace: str) -> No
         cluster.create(SECRET, secret(namespace, value="Yg=="))
 
 
-def test_get_tells_absent_from_unknown(cluster: KubeCluster, namespace: str) -> None:
+def test_get_tells_absent_from_unknown(lab: Lab, namespace: str) -> None:
     """An object that is not there is None; a resource type that is not there is an error. (Break: all 404 are None.)"""
+    cluster = KubeCluster(connect(kubeconfig=lab.kubeconfig), SystemClock(), on_death=print)
     assert cluster.get(SECRET, namespace, "nothing") is None
     with pytest.raises(TemporaryError, match="not installed"):
         cluster.get(Kind("nowhere.example.test", "v1", "things", "Thing", Resource), namespace, "nothing")
@@ -150,8 +151,9 @@ def test_apply_spares_a_namesake(cluster: KubeCluster, namespace: str, with_vers
     assert now.data == {"key": "Yg=="}
 
 
-def test_status_of_a_missing_object(cluster: KubeCluster, namespace: str) -> None:
+def test_status_of_a_missing_object(lab: Lab, namespace: str) -> None:
     """Applying the status of an object that is gone raises Conflict. (Break: the 404 row of apply is removed.)"""
+    cluster = KubeCluster(connect(kubeconfig=lab.kubeconfig), SystemClock(), on_death=print)
     manifest = {"metadata": {"namespace": namespace, "name": "web"}, "status": {"loadBalancer": {}}}
     with pytest.raises(Conflict):
         cluster.apply(INGRESS, manifest, subresource="status")
@@ -225,7 +227,7 @@ def test_delete_is_bound_to_the_uid(cluster: KubeCluster, namespace: str) -> Non
     assert still.metadata.uid == present.metadata.uid
 
 
-def test_delete_held_by_a_finalizer(watching: Watching, namespace: str) -> None:
+def test_delete_held_by_a_finalizer(watching: Watching, lab: Lab, namespace: str) -> None:
     """An object that a finalizer holds stays in the cache, marked. (Break: delete removes whatever it is answered.)"""
     held = ingress(namespace)
     held["metadata"]["finalizers"] = ["example.test/held"]
@@ -234,7 +236,7 @@ def test_delete_held_by_a_finalizer(watching: Watching, namespace: str) -> None:
     cached = watching.ingresses.get(f"{namespace}/web")
     assert cached is not None
     assert cached.metadata.deletion_timestamp is not None
-    watching.cluster.apply(INGRESS, {**ingress(namespace), "metadata": {"namespace": namespace, "name": "web"}})
+    lab.kubectl("patch", "ingress", "web", "-n", namespace, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
     eventually(lambda: watching.ingresses.get(f"{namespace}/web") is None)
 
 

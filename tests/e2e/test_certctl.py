@@ -236,6 +236,7 @@ def test_status_is_not_steered_by_strangers(lab: Lab, namespace: str, certctl: C
         shown = certctl(*arguments).out
         assert "nonsense from the CA" in shown
         assert not {"\x1b", "\x07", "\u202e"} & set(shown)
+    assert certctl("status", "-n", namespace, "-o", "json").out.isascii()
 
 
 def test_nothing_found(namespace: str, certctl: Callable[..., Answer]) -> None:
@@ -418,9 +419,11 @@ def test_renew_tells_why_it_failed(lab: Lab, namespace: str, certctl: Callable[.
 def test_renew_waits_no_longer_than_asked(lab: Lab, namespace: str, certctl: Callable[..., Answer]) -> None:
     """After --timeout: status 1, and what was last seen. Fails when the deadline is not handed to the watch."""
     store(lab, namespace, "web", ordering(""))
-    answer = certctl("renew", "-n", namespace, "web", "--wait", "--timeout", "1s")
-    assert answer.status == 1
-    assert f"certctl: {namespace}/web was not renewed within 1s; last seen: Waiting for the CA\n" in answer.err
+    store(lab, namespace, "idle", ready())
+    for name, found in (("web", "last seen: Waiting for the CA"), ("idle", "the controller has not begun with it")):
+        answer = certctl("renew", "-n", namespace, name, "--wait", "--timeout", "1s")
+        assert answer.status == 1
+        assert f"certctl: {namespace}/{name} was not renewed within 1s; {found}\n" in answer.err
 
 
 def test_kubectl_finds_the_plugin(lab: Lab, namespace: str) -> None:

@@ -361,12 +361,15 @@ def test_a_killed_lab_leaves_no_process(tmp_path: Path, arguments: list[str]) ->
 
 
 def test_a_lab_that_is_told_to_end_leaves_nothing() -> None:
-    """SIGTERM ends every process, and the temporary folder goes. Fails when `Children` forgets one of its parts."""
+    """SIGTERM ends every process with status 0, and the temporary folder goes.
+
+    Fails when `Children` forgets one of its parts.
+    """
     with _up() as (process, mine):
         folder = Path(mine.kubeconfig).parent
         assert folder.exists()
         process.terminate()
-        process.wait(20)
+        assert process.wait(20) == 0
         assert not any(map(_alive, mine.pids.values()))
         assert not folder.exists()
 

@@ -51,3 +51,19 @@ class FakeClock:
         finally:
             with self._lock:
                 self._waiters.remove(waiter)
+
+
+class HurryingClock(FakeClock):
+    """Every wait with a timeout passes at once, and is kept: for code whose only waits are delays between attempts."""
+
+    def __init__(self, start: datetime = START) -> None:
+        super().__init__(start)
+        self.waits: list[float] = []
+
+    def wait(self, waiter: Waiter, timeout: float | None) -> None:
+        """Time moves by the whole timeout."""
+        if timeout is None:
+            super().wait(waiter, None)
+        else:
+            self.waits.append(timeout)
+            self.advance(timeout)

@@ -41,7 +41,7 @@ def build() -> None:
 @click.option("--replicas", type=click.IntRange(1, 9), default=1, show_default=True, help="Of the controller.")
 def up(folder: Path | None, controller: bool, replicas: int) -> None:
     """Start everything and stay until Ctrl-C; prints the path of lab.json."""
-    with _told(), running_lab(folder) as running, _replicas(running, replicas if controller else 0) as supervisor:
+    with _told(0), running_lab(folder) as running, _replicas(running, replicas if controller else 0) as supervisor:
         show(f"look around: export KUBECONFIG={running.lab.kubeconfig} PATH={running.lab.bin}:$PATH; Ctrl-C ends it")
         print(running.path, flush=True)
         while True:
@@ -132,11 +132,11 @@ def _replicas(running: RunningLab, count: int) -> Iterator[_Supervisor]:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Ends in order on SIGINT, SIGTERM and SIGHUP, and says an error as a sentence."""
+def _told(status: int | None = None) -> Iterator[None]:
+    """Ends in order on SIGINT, SIGTERM and SIGHUP, with `status` or else 128 + n, and says an error as a sentence."""
 
     def end(number: int, _: FrameType | None) -> None:
-        sys.exit(0 if number == signal.SIGINT else 128 + number)
+        sys.exit(128 + number if status is None else status)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end)

