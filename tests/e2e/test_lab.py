@@ -393,9 +393,12 @@ def test_a_lab_that_lost_a_part_says_so_and_ends(tmp_path: Path) -> None:
         [*_LAB, "up", f"--dir={tmp_path}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     with process:
-        assert process.stdout is not None
-        os.kill(Lab.load(process.stdout.readline().strip()).pids["pebble"], signal.SIGKILL)
-        _, said = process.communicate(timeout=30)
+        try:
+            assert process.stdout is not None
+            os.kill(Lab.load(process.stdout.readline().strip()).pids["pebble"], signal.SIGKILL)
+            _, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 1
     assert "pebble ended with status -9" in said
 
@@ -456,7 +459,9 @@ def test_labs_started_together_do_not_collide(lab: Lab, tmp_path: Path) -> None:
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     """`up --dir` empties only a folder that held a lab. Fails when `_home` does not look for the lab's mark."""
     (tmp_path / "thesis.txt").write_text("mine")
-    outcome = subprocess.run([*_LAB, "up", f"--dir={tmp_path}"], capture_output=True, text=True, check=False)
+    outcome = subprocess.run(
+        [*_LAB, "up", f"--dir={tmp_path}"], capture_output=True, text=True, check=False, timeout=30
+    )
     assert outcome.returncode == 1
     assert "holds other things than a lab" in outcome.stderr
     assert (tmp_path / "thesis.txt").read_text() == "mine"

@@ -65,7 +65,7 @@ def test_a_late_deletion_spares_a_namesake() -> None:
 
 
 def test_what_was_deselected_may_return() -> None:
-    """An object gone from the selection at one version is taken back at a later one. (Break: tombstones never yield.)"""
+    """An object gone from the selection at one version returns at a later one. (Break: tombstones never yield.)"""
     told = Told()
     told.store.put(thing("web", 5))
     told.store.remove("shop/web", "uid-web", 6)
