@@ -22,8 +22,8 @@ check: $(STAMP)
 soak: $(STAMP) lab
 	@$(RUN)/python -m tests.lab run -- $(RUN)/python -m pytest -m soak tests
 
-bench: $(STAMP) lab
-	@$(RUN)/python -m tests.bench
+bench: $(STAMP)
+	@$(RUN)/python -m tests.bench --count $(or $(N),200) --key $(or $(KEY),both)
 
 lab: $(STAMP)
 	@$(RUN)/python -m tests.lab build

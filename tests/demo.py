@@ -198,10 +198,13 @@ def main() -> int:
     """0 only if every step was seen."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--once", action="store_true", help="end after the proof")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    once = parser.parse_args().once
     try:
-        show(parser.parse_args().once)
+        show(once)
     except KeyboardInterrupt:
-        return 0
+        return 130 if once else 0
     except (Missed, AssertionError, LabError, OSError, ssl.SSLError) as error:
         print(f"demo     FAILED: {error}", file=sys.stderr)
         return 1

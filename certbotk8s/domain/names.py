@@ -20,17 +20,24 @@ if TYPE_CHECKING:
 
 # RFC 5280 upper bound of a common name (ub-common-name), in bytes.
 COMMON_NAME_MAX = 64
+# RFC 1035 section 2.3.4, without the root's dot and length.
+NAME_MAX = 253
 
 
 def normalise(name: str) -> str:
     """`name` in the one form; raises PermanentError(InvalidSpec) when it is no DNS name."""
-    stripped = name.strip().removesuffix(".")
+    stripped = name.strip()
     wildcard, rest = ("*.", stripped[2:]) if stripped.startswith("*.") else ("", stripped)
     try:
-        encoded = idna.encode(rest, uts46=True, std3_rules=True).decode("ascii").lower()
+        # The dot at the end goes last: IDNA knows more than one character for it.
+        encoded = wildcard + idna.encode(rest, uts46=True, std3_rules=True).decode("ascii").lower().removesuffix(".")
+        if len(encoded) > NAME_MAX:
+            raise ValueError(f"it is longer than {NAME_MAX} characters")
+        if encoded.rpartition(".")[2].isdigit():
+            raise ValueError("its last label is a number, as in an address")
     except (idna.IDNAError, UnicodeError, ValueError) as error:
         raise PermanentError(Reason.INVALID_SPEC, f'"{name[:253]}" is no DNS name: {str(error)[:200]}.') from error
-    return wildcard + encoded
+    return encoded
 
 
 def wanted_names(spec: CertificateSpec) -> tuple[str, ...]:
@@ -47,11 +54,21 @@ def common_name(spec: CertificateSpec) -> str:
     """The subject's common name: the spec's, else the first name that fits.
 
     An empty subject is refused by some CAs that sell organisation-validated certificates, and no CA minds a CN that is
-    among the names; "" when every name is longer than 64 bytes.
+    among the names; "" when every name is longer than 64 bytes. Where the spec's was left out since a wildcard covers
+    it, that wildcard stands for it: CAs refuse a CN that is not ordered. Raises PermanentError(InvalidSpec) when it is
+    too long, or is no name of the spec.
     """
-    if spec.common_name:
-        return normalise(spec.common_name)
-    return next((name for name in wanted_names(spec) if len(name) <= COMMON_NAME_MAX), "")
+    names = wanted_names(spec)
+    if not spec.common_name:
+        return next((name for name in names if len(name) <= COMMON_NAME_MAX), "")
+    asked = normalise(spec.common_name)
+    found = next((name for name in (asked, f"*.{asked.partition('.')[2]}") if name in names), "")
+    if not found:
+        raise PermanentError(Reason.INVALID_SPEC, f'commonName "{asked}" is not among dnsNames.')
+    if len(found) > COMMON_NAME_MAX:
+        text = f'commonName "{found}" is longer than {COMMON_NAME_MAX} bytes: put it into dnsNames and leave it out here.'
+        raise PermanentError(Reason.INVALID_SPEC, text)
+    return found
 
 
 def names_hash(names: Iterable[str]) -> str:

@@ -35,7 +35,14 @@ LIFE_MAX = timedelta(days=3660)
 CLOCK_SKEW = timedelta(minutes=5)
 
 # Everything that cryptography raises for input it cannot read.
-UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, OverflowError)
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 def public_key_hash(key: PublicKeyTypes) -> str:
@@ -142,7 +149,7 @@ def secret_facts(raw: bytes | msgspec.Raw) -> api.SecretFacts:
     if RECORD_KEY in secret.data:
         try:
             record = msgspec.json.decode(secret_value(secret.data, RECORD_KEY), type=api.KeyRecord)
-        except msgspec.MsgspecError:
+        except (ValueError, RecursionError):
             problems.append(f"{RECORD_KEY}: unreadable")
     return api.SecretFacts(
         metadata=secret.metadata,

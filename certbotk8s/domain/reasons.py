@@ -32,7 +32,6 @@ class Reason(StrEnum):
     # outcomes
     ISSUED = "Issued"
     ADOPTED = "Adopted"
-    FAILED = "Failed"
 
     # refusals and failures (Issuing=False or Ready=False)
     INVALID_SPEC = "InvalidSpec"

@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 
 SHORT_LIFE = timedelta(days=10)
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
+# Bounded as in the CRD, so that no number is too large for a timedelta.
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|h|m|s)")
+_DURATION_MAX_LENGTH = 32
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
 def parse_duration(text: str) -> timedelta:
     """A Go duration such as `360h` or `1h30m`; ValueError for anything else."""
-    if not text or _DURATION.sub("", text):
+    if not text or len(text) > _DURATION_MAX_LENGTH or _DURATION.sub("", text):
         raise ValueError(f"{text[:40]!r} is no duration such as 360h or 1h30m")
     return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text)))
 

@@ -404,17 +404,19 @@ def _network_words(error: BaseException) -> str:
     if isinstance(error, SSLError) and error.args and isinstance(error.args[0], ssl.SSLError):
         cause = error.args[0]
     match error, cause:
+        case (NameResolutionError(), _):
+            return "its name cannot be resolved"
+        case (NewConnectionError(), OSError(strerror=str() as message)):
+            return message
         case (ConnectTimeoutError(), _):
             return f"no connection within {CONNECT_SECONDS:.0f} s"
         case (ReadTimeoutError(), _):
             return "no answer in time"
-        case (NameResolutionError(), _):
-            return "its name cannot be resolved"
         case (SSLError(), ssl.SSLCertVerificationError(verify_message=str() as message)):
             return f"its certificate is not trusted ({message})"
         case (SSLError(), _):
             return "the TLS handshake failed"
-        case (OSError(strerror=str() as message), _) | (NewConnectionError(), OSError(strerror=str() as message)):
+        case (OSError(strerror=str() as message), _):
             return message
         case _:
             return "the connection was cut"

@@ -153,8 +153,11 @@ def hang_up(handler: _Handler) -> None:
     handler.close_connection = True
 
 
-def stream(*chunks: bytes, then: str = "end") -> Answer:
-    """A watch that sends the chunks; then it ends in order ("end"), breaks off ("cut"), or stays silent ("hold")."""
+def stream(*chunks: bytes, then: str | Callable[[], None] = "end") -> Answer:
+    """A watch that sends the chunks; then it breaks off ("cut"), stays silent ("hold"), or ends in order.
+
+    `then` as a function is called before it ends.
+    """
 
     def write(handler: _Handler) -> None:
         handler.send_response(200)
@@ -165,9 +168,11 @@ def stream(*chunks: bytes, then: str = "end") -> Answer:
             handler.wfile.flush()
         if then == "hold":
             handler.server_script.closed.wait()
-        if then == "end":
-            handler.wfile.write(b"0\r\n\r\n")
-        else:
+        if callable(then):
+            then()
+        if then in ("cut", "hold"):
             handler.close_connection = True
+        else:
+            handler.wfile.write(b"0\r\n\r\n")
 
     return write
