@@ -75,6 +75,10 @@ class Site:
         """POST with strict field validation."""
         return self.lab.api(f"{collection}?fieldValidation=Strict", body=manifest)
 
+    def patch(self, resource: str, name: str, patch: dict[str, Any]) -> None:
+        """Merge a change into an object of this namespace, as `kubectl patch --type merge` does; None removes."""
+        self.lab.kubectl("-n", self.namespace, "patch", resource, name, "--type=merge", "-p", json.dumps(patch))
+
     def delete(self, path: str) -> None:
         """DELETE, and wait until it is gone; nothing there is fine."""
         with contextlib.suppress(urllib.error.HTTPError):
@@ -189,10 +193,8 @@ class Site:
         self.create(f"{CERTIFICATES}/namespaces/{self.namespace}/certificates", manifest)
 
     def patch_certificate(self, name: str, patch: dict[str, Any]) -> None:
-        """Merge a change into a Certificate, as `kubectl patch --type merge` does."""
-        self.lab.kubectl(
-            "-n", self.namespace, "patch", "certificates.certbotk8s.io", name, "--type=merge", "-p", json.dumps(patch)
-        )
+        """Merge a change into a Certificate."""
+        self.patch("certificates.certbotk8s.io", name, patch)
 
     def annotate(self, name: str, **annotations: str) -> None:
         """Annotate a Certificate; `renew_now` stands for certbotk8s.io/renew-now."""
@@ -261,6 +263,20 @@ class Site:
             return next((m for _, r, m in self.events(name, kind) if r == reason and text in m), None)
 
         return wait_for(look, f"Event {reason} {text!r} about {kind} {name}; there are {self.events(name, kind)}")
+
+    def said(self) -> list[str]:
+        """Every sentence that stands in this namespace: of conditions, of Events, and the CA's last problems."""
+        sentences = [each["message"] for each in self._items(f"/api/v1/namespaces/{self.namespace}/events")]
+        for plural in ("certificates", "issuers"):
+            for item in self._items(f"{CERTIFICATES}/namespaces/{self.namespace}/{plural}"):
+                status = item.get("status", {})
+                sentences += [each["message"] for each in status.get("conditions", [])]
+                sentences += filter(None, [status.get("lastProblem", {}).get("detail")])
+        return sentences
+
+    def _items(self, collection: str) -> list[dict[str, Any]]:
+        found: Any = self.lab.api(collection)["items"]
+        return list(found)
 
     def leaf(self, name: str) -> x509.Certificate:
         """The certificate in a Secret."""
@@ -373,9 +389,17 @@ class Site:
 
     def challenges(self) -> list[str]:
         """The challenge Ingresses that stand in the controller's namespace."""
+        return [each["metadata"]["name"] for each in self.challenge_ingresses()]
+
+    def challenge_ingresses(self, certificate: str = "") -> list[dict[str, Any]]:
+        """The challenge Ingresses that stand; those of one Certificate of this namespace, if one is named."""
         path = f"/apis/networking.k8s.io/v1/namespaces/{self.lab.namespace}/ingresses"
-        found: Any = self.lab.api(f"{path}?labelSelector=certbotk8s.io/role%3Dchallenge")["items"]
-        return [each["metadata"]["name"] for each in found]
+        key = f"{self.namespace}/{certificate}"
+        return [
+            each
+            for each in self._items(f"{path}?labelSelector=certbotk8s.io/role%3Dchallenge")
+            if not certificate or each["metadata"]["annotations"]["certbotk8s.io/certificate"] == key
+        ]
 
     def next_keys(self) -> list[str]:
         """The next-key Secrets that stand in this namespace."""

@@ -55,9 +55,12 @@ class Reader:
     def __init__(self, connection: Connection) -> None:
         try:
             self._api = connect(kubeconfig=connection.kubeconfig, context=connection.context)
+            self.namespace = connection.namespace or _default_namespace(connection)
         except TemporaryError as error:
             raise from_cluster(error) from error
-        self.namespace = connection.namespace or _default_namespace(connection)
+        except Exception as error:  # the library's, of any type: the file is the user's, of any shape
+            hint = "correct it, or name another one with --kubeconfig or $KUBECONFIG"
+            raise CertctlError(f"the kubeconfig cannot be read: {error}", hint) from error
 
     def certificates(self, namespace: str, *, selector: str = "", name: str = "") -> list[Certificate]:
         """The Certificates of a namespace, of all with "", in the order of their names."""
@@ -150,7 +153,9 @@ class Reader:
     def _list(self, kind: Kind[R], namespace: str, *, label_selector: str = "", field_selector: str = "") -> list[R]:
         selectors = {"label_selector": label_selector, "field_selector": field_selector}
         try:
-            return [kind.decode(raw) for page in self._api.pages(kind, namespace, **selectors) for raw in page.items]
+            return [
+                kind.decode(raw) for page in self._api.pages(kind, namespace, **selectors) for raw in page.items or ()
+            ]
         except (TemporaryError, PermanentError) as error:
             raise from_cluster(error) from error
         except msgspec.ValidationError as error:
@@ -179,9 +184,6 @@ def _default_namespace(connection: Connection) -> str:
     if in_pod and not (connection.kubeconfig or connection.context or os.environ.get("KUBECONFIG")):
         return _POD_NAMESPACE.read_text(encoding="utf-8").strip() if _POD_NAMESPACE.exists() else "default"
     file = connection.kubeconfig or os.environ.get("KUBECONFIG") or None
-    try:
-        contexts, active = config.list_kube_config_contexts(file)  # type: ignore[no-untyped-call]
-    except (config.ConfigException, OSError) as error:
-        raise CertctlError(f"the kubeconfig cannot be read: {error}") from error
+    contexts, active = config.list_kube_config_contexts(file)  # type: ignore[no-untyped-call]
     chosen = next((each for each in contexts if each["name"] == connection.context), active)
     return str((chosen.get("context") or {}).get("namespace") or "default")

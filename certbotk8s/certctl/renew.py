@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from certbotk8s.certctl.errors import CertctlError, tell
 from certbotk8s.certctl.reader import Reader, log_to_stderr
 from certbotk8s.certctl.table import absolute, printable, span
-from certbotk8s.certctl.view import SUCCESSES, state
+from certbotk8s.certctl.view import HEADWAY, SUCCESSES, state
 from certbotk8s.clock import SystemClock
 from certbotk8s.domain.api import ANNOTATION_RENEW_NOW, find_condition
 
@@ -43,7 +43,7 @@ def verdict(asked: Certificate, change: Change) -> Verdict | None:
     if status.renew_now == value and ready and ready.status == "True" and not under_way:
         until = f", valid until {absolute(status.not_after)}" if status.not_after else ""
         return Verdict(renewed=True, message=f"serial {status.serial_number}{until}")
-    if issuing and not under_way and issuing.reason not in SUCCESSES:
+    if issuing and not under_way and issuing.reason not in SUCCESSES | HEADWAY:
         before = find_condition(asked.status.conditions, "Issuing")
         failed_anew = status.last_failure_time not in (None, asked.status.last_failure_time)
         if failed_anew or before is None or before != issuing:

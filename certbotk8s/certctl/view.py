@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from certbotk8s.certctl.table import absolute, printable, relative, relative_times, span, table
-from certbotk8s.domain.api import Condition, Resource, Struct, find_condition, to_wire
+from certbotk8s.domain.api import ANNOTATION_RENEW_NOW, Condition, Resource, Struct, find_condition, to_wire
 from certbotk8s.domain.reasons import Reason
 
 if TYPE_CHECKING:
@@ -18,13 +18,12 @@ if TYPE_CHECKING:
 
     from certbotk8s.domain.api import Certificate, Issuer
 
-# Issuing=True for one of these is an issuance that makes headway; for any other it is held up by something.
-_HEADWAY = {
+# With one of these an issuance makes headway or goes on by itself soon; with any other something holds it up.
+HEADWAY = {
     Reason.SECRET_MISSING,
     Reason.SECRET_INVALID,
     Reason.NAMES_CHANGED,
     Reason.KEY_CHANGED,
-    Reason.ISSUER_CHANGED,
     Reason.EXPIRED,
     Reason.RENEWING,
     Reason.RENEW_NOW,
@@ -87,31 +86,24 @@ def names(certificate: Certificate) -> tuple[str, ...]:
 
 def state(certificate: Certificate, now: datetime) -> State:
     """How it stands now, also where the controller has not said so: it may not be running."""
-    status, meta = certificate.status, certificate.metadata
+    status, made = certificate.status, certificate.metadata.creation_timestamp
     ready, issuing = find_condition(status.conditions, "Ready"), find_condition(status.conditions, "Issuing")
-    is_issuing = issuing is not None and issuing.status == "True"
-    failed = issuing is not None and not is_issuing and issuing.reason not in SUCCESSES and status.failed_attempts > 0
-    held = is_issuing and issuing is not None and issuing.reason not in _HEADWAY
+    spoken = ready or issuing
+    if spoken is None:
+        late = made is None or now - made > _UNSEEN
+        message = "Waiting for the controller, which has not looked at it yet"
+        return State(ready=False, issuing=False, attention=late, message=message)
     expired = status.not_after is not None and status.not_after <= now
     is_ready = ready is not None and ready.status == "True" and not expired
-    unseen = not status.conditions
-    made = meta.creation_timestamp
-    if issuing and (is_issuing or failed):
-        message = issuing.message
-    elif status.not_after and expired:
-        message = f"Expired {relative(status.not_after, now)}"
-    elif ready:
-        message = ready.message
-    else:
-        message = "Waiting for the controller, which has not looked at it yet"
-    return State(
-        ready=is_ready,
-        issuing=is_issuing,
-        attention=(made is None or now - made > _UNSEEN)
-        if unseen
-        else expired or failed or held or not (is_ready or is_issuing),
-        message=message,
-    )
+    is_issuing = issuing is not None and issuing.status == "True"
+    asked = certificate.metadata.annotations.get(ANNOTATION_RENEW_NOW, "")
+    due = status.renewal_time is not None and status.renewal_time <= now
+    # Where no certificate is wanted any more, an Issuing=False is left over from when one was.
+    wanted = not is_ready or due or asked not in ("", status.renew_now) or status.failed_attempts > 0
+    if issuing and (is_issuing or (wanted and issuing.reason not in SUCCESSES)):
+        return State(is_ready, is_issuing, expired or issuing.reason not in HEADWAY, issuing.message)
+    message = f"Expired {relative(status.not_after, now)}" if status.not_after and expired else spoken.message
+    return State(is_ready, is_issuing, not is_ready, message)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

@@ -26,17 +26,20 @@ NAME_MAX = 253
 
 def normalise(name: str) -> str:
     """`name` in the one form; raises PermanentError(InvalidSpec) when it is no DNS name."""
-    stripped = name.strip()
-    wildcard, rest = ("*.", stripped[2:]) if stripped.startswith("*.") else ("", stripped)
     try:
-        # The dot at the end goes last: IDNA knows more than one character for it.
-        encoded = wildcard + idna.encode(rest, uts46=True, std3_rules=True).decode("ascii").lower().removesuffix(".")
-        if len(encoded) > NAME_MAX:
-            raise ValueError(f"it is longer than {NAME_MAX} characters")
-        if encoded.rpartition(".")[2].isdigit():
-            raise ValueError("its last label is a number, as in an address")
-    except (idna.IDNAError, UnicodeError, ValueError) as error:
+        return _encode(name.strip())
+    except ValueError as error:
         raise PermanentError(Reason.INVALID_SPEC, f'"{name[:253]}" is no DNS name: {str(error)[:200]}.') from error
+
+
+def _encode(name: str) -> str:
+    wildcard, rest = ("*.", name[2:]) if name.startswith("*.") else ("", name)
+    # The dot at the end goes last: IDNA knows more than one character for it.
+    encoded = wildcard + idna.encode(rest, uts46=True, std3_rules=True).decode("ascii").lower().removesuffix(".")
+    if len(encoded) > NAME_MAX:
+        raise ValueError(f"it is longer than {NAME_MAX} characters")
+    if encoded.rpartition(".")[2].isdigit():
+        raise ValueError("its last label is a number, as in an address")
     return encoded
 
 
@@ -66,7 +69,7 @@ def common_name(spec: CertificateSpec) -> str:
     if not found:
         raise PermanentError(Reason.INVALID_SPEC, f'commonName "{asked}" is not among dnsNames.')
     if len(found) > COMMON_NAME_MAX:
-        text = f'commonName "{found}" is longer than {COMMON_NAME_MAX} bytes: put it into dnsNames and leave it out here.'
+        text = f'commonName "{found}" is longer than {COMMON_NAME_MAX} bytes; name it in dnsNames alone.'
         raise PermanentError(Reason.INVALID_SPEC, text)
     return found
 

@@ -64,12 +64,17 @@ def load_chain(pem: bytes) -> list[x509.Certificate]:
     """The certificates of a PEM chain, leaf first; ValueError when there is none, too many, or one cannot be read."""
     if len(pem) > CHAIN_MAX_BYTES:
         raise ValueError(f"{len(pem)} bytes of certificates; at most {CHAIN_MAX_BYTES} are read")
-    if pem.count(b"-----BEGIN CERTIFICATE-----") > CHAIN_MAX_LENGTH:
+    begun = pem.count(b"-----BEGIN CERTIFICATE-----")
+    if begun > CHAIN_MAX_LENGTH:
         raise ValueError(f"a chain of more than {CHAIN_MAX_LENGTH} certificates")
     try:
-        return x509.load_pem_x509_certificates(pem)
+        chain = x509.load_pem_x509_certificates(pem)
     except UNREADABLE as error:
         raise ValueError("no PEM certificate that can be read") from error
+    if len(chain) < begun:
+        # The parser passes over a certificate without an end.
+        raise ValueError("a certificate that is cut off")
+    return chain
 
 
 def san_names(certificate: x509.Certificate) -> list[str]:

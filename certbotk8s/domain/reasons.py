@@ -18,7 +18,6 @@ class Reason(StrEnum):
     SECRET_INVALID = "SecretInvalid"  # noqa: S105
     NAMES_CHANGED = "NamesChanged"
     KEY_CHANGED = "KeyChanged"
-    ISSUER_CHANGED = "IssuerChanged"
     EXPIRED = "Expired"
     RENEW_NOW = "RenewNow"
 

@@ -483,7 +483,7 @@ class FakeSession:
 
         def look(account: str) -> Authorization:
             found = self.ca.authorization(account, url)
-            kind, value = found.identifier
+            value = found.identifier.value
             return Authorization(
                 url=url,
                 status=found.status,

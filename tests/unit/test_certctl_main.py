@@ -58,6 +58,20 @@ def test_errors_are_one_sentence_and_a_hint(
     assert second.startswith("hint: ")
 
 
+@pytest.mark.parametrize("text", ["no: [yaml", "[]", "contexts: 7", "current-context: {}"])
+def test_a_broken_kubeconfig_is_a_sentence(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the kubeconfig holds, the user is told that it is the kubeconfig.
+
+    Fails when only the exceptions that the library documents are caught.
+    """
+    path = tmp_path / "config"
+    path.write_text(text)
+    assert main(["status", "--kubeconfig", str(path)]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(("certctl: the kubeconfig cannot be read", "certctl: there is no way to the API server"))
+    assert "--kubeconfig" in second
+
+
 def test_a_defect_is_a_sentence_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A bug shows the user where it is, and no traceback. Fails when Exception is not caught."""
 

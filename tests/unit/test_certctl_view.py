@@ -40,6 +40,8 @@ NOT_READY = condition("Ready", "False", Reason.SECRET_MISSING, "There is no Secr
 ISSUED = condition("Issuing", "False", Reason.ISSUED, "Written")
 ORDERING = condition("Issuing", "True", Reason.ORDER_PENDING, "Waiting for the CA to check shop.example.test")
 LIMITED = condition("Issuing", "True", Reason.RATE_LIMITED, "5 in 7 days. Next attempt 2026-11-21 12:42 UTC.")
+NO_ISSUER = condition("Issuing", "False", Reason.ISSUER_NOT_FOUND, "ClusterIssuer letsencrypt does not exist.")
+SAME_NAMES = condition("Issuing", "False", Reason.SAME_NAMES, "Waiting for shop/other, which orders the same names")
 FAILED = condition("Issuing", "False", Reason.CHALLENGE_FAILED, "CA got 404. Next attempt 2026-11-21 12:42 UTC.")
 
 
@@ -87,6 +89,11 @@ def certificate(
         (certificate(READY, LIMITED), True, True, True, LIMITED["message"]),
         (certificate(READY, FAILED, failedAttempts=3), True, False, True, FAILED["message"]),
         (certificate(NOT_READY, ends=None), False, False, True, NOT_READY["message"]),
+        (certificate(NOT_READY, SAME_NAMES, ends=None), False, False, False, SAME_NAMES["message"]),
+        (certificate(READY, NO_ISSUER), True, False, False, READY["message"]),
+        (certificate(READY, NO_ISSUER, ends=9 * DAY), True, False, True, NO_ISSUER["message"]),
+        (certificate(READY, NO_ISSUER, renew_now="v2"), True, False, True, NO_ISSUER["message"]),
+        (certificate(READY, NO_ISSUER, renew_now="v2", renewNow="v2"), True, False, False, READY["message"]),
         (certificate(READY, ISSUED, ends=-3 * DAY), False, False, True, "Expired 3d ago"),
         (certificate(READY, FAILED, ends=-DAY, failedAttempts=9), False, False, True, FAILED["message"]),
         (
@@ -110,8 +117,8 @@ def test_state_says_what_matters_now(
 ) -> None:
     """The message is that of the issuance while there is one or it failed, else Ready's; a dead controller is noticed.
 
-    Fails when an expired certificate counts as ready because its condition still says so, or when a rate limit needs
-    no attention.
+    Fails when an expired certificate counts as ready because its condition still says so, when a rate limit needs no
+    attention, or when a missing issuer is told although nothing is to be ordered.
     """
     found = state(seen, NOW)
     assert (found.ready, found.issuing, found.attention, found.message) == (ready, issuing, attention, message)
@@ -315,6 +322,8 @@ CARRIED_OUT: dict[str, Any] = {"serialNumber": "8a", "renewNow": "v2"}
         (certificate(READY), certificate(READY, ORDERING, renew_now="v2"), None, ""),
         (certificate(READY), certificate(READY, ORDERING, renew_now="v2", renewNow="v2"), None, ""),
         (certificate(READY), certificate(READY, ISSUED, renew_now="v2", renewNow="v1"), None, ""),
+        (certificate(READY), certificate(READY, SAME_NAMES, renew_now="v2"), None, ""),
+        (certificate(READY), certificate(READY, NO_ISSUER, renew_now="v2"), False, NO_ISSUER["message"]),
         (
             certificate(READY),
             certificate(READY, ISSUED, renew_now="v2", **CARRIED_OUT),
