@@ -27,12 +27,19 @@ from certbotk8s.domain.plan import issuer_ready
 from certbotk8s.kube.api import connect
 from certbotk8s.kube.cluster import KubeCluster
 from certbotk8s.ports import Key, SolverContext
-from certbotk8s.reconcile import certificate as certificates
 from certbotk8s.reconcile.accounts import Accounts
 from certbotk8s.reconcile.certificate import CertificateReconciler
-from certbotk8s.reconcile.ingress import BY_INGRESS, IngressReconciler, by_ingress, is_annotated
+from certbotk8s.reconcile.indexes import (
+    BY_ISSUER,
+    BY_SECRET,
+    BY_TOKEN,
+    CERTIFICATE_INDEXES,
+    SECRET_INDEXES,
+    certificate_key,
+    store_index,
+)
+from certbotk8s.reconcile.ingress import IngressReconciler, is_annotated
 from certbotk8s.reconcile.issuer import IssuerReconciler
-from certbotk8s.reconcile.secrets import BY_OWNER, by_owner
 from certbotk8s.settings import Settings
 from solvers.http01_responder import Answer, Responder
 
@@ -60,13 +67,7 @@ class Controller:
         accounts, keys = Accounts(), Keys()
         self._certificates = self._cluster.watch(
             api.CERTIFICATE,
-            indexes={
-                certificates.BY_SECRET: certificates.by_secret,
-                certificates.BY_ISSUER: certificates.by_issuer,
-                certificates.BY_ORDER_SET: certificates.by_order_set,
-                certificates.BY_TOKEN: certificates.by_token,
-                BY_INGRESS: by_ingress,
-            },
+            indexes=CERTIFICATE_INDEXES,
             on_change=self._certificate_changed,
         )
         for kind in api.ISSUER_KINDS.values():
@@ -76,7 +77,7 @@ class Controller:
         self._cluster.watch(
             pem.SECRET_FACTS,
             label_selector=f"{api.LABEL_ROLE} in ({api.ROLE_TLS},{api.ROLE_NEXT_KEY})",
-            indexes={BY_OWNER: by_owner},
+            indexes=SECRET_INDEXES,
             on_change=self._secret_changed,
         )
         context = SolverContext(self._cluster, clock, settings.namespace, settings.http01_port, settings.nameservers)
@@ -156,8 +157,8 @@ class Controller:
             before = issuer_ready(old) if old else None
             after = issuer_ready(new) if new else None
             if old is None or new is None or (before and before.status) != (after and after.status):
-                for certificate in self._certificates.find(certificates.BY_ISSUER, "/".join(key)):
-                    self._queue.add(Key("Certificate", certificate.metadata.namespace, certificate.metadata.name))
+                for certificate in self._certificates.find(BY_ISSUER, store_index(key)):
+                    self._queue.add(certificate_key(certificate))
 
         return changed
 
@@ -170,13 +171,13 @@ class Controller:
         self._wake_claimants((new or old).key)  # type: ignore[union-attr]
 
     def _wake_claimants(self, secret: str) -> None:
-        for certificate in self._certificates.find(certificates.BY_SECRET, secret):
-            self._queue.add(Key("Certificate", certificate.metadata.namespace, certificate.metadata.name))
+        for certificate in self._certificates.find(BY_SECRET, secret):
+            self._queue.add(certificate_key(certificate))
 
     # --- what others ask ----------------------------------------------------------------------------------------------
 
     def _answer(self, token: str) -> Answer | None:
-        for certificate in self._certificates.find(certificates.BY_TOKEN, token):
+        for certificate in self._certificates.find(BY_TOKEN, token):
             issuance = certificate.status.issuance
             for challenge in issuance.challenges if issuance else ():
                 if challenge.token == token:

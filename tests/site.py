@@ -10,12 +10,13 @@ import base64
 import contextlib
 import http.server
 import json
+import re
 import socket
 import ssl
 import threading
 import time
 import urllib.error
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +32,11 @@ T = TypeVar("T")
 PATIENCE = 60.0
 CERTIFICATES = "/apis/certbotk8s.io/v1"
 
+_JARGON = re.compile(
+    r"Traceback|<nil>|<class |object at 0x|\bNone\b|\b[A-Z][A-Za-z]*(Error|Exception)\b|failed to sync"
+    r"|context deadline exceeded|check the logs|\b(NoneType|msgspec|urllib3)\b"
+)
+
 
 def wait_for(look: Callable[[], T | None], what: str, *, timeout: float = PATIENCE, pause: float = 0.02) -> T:
     """The first answer of `look` that is true; AssertionError with `what` after `timeout` seconds."""
@@ -41,6 +47,13 @@ def wait_for(look: Callable[[], T | None], what: str, *, timeout: float = PATIEN
         if time.monotonic() > end:
             raise AssertionError(f"{what}: not after {timeout:.0f} s")
         time.sleep(pause)
+
+
+def assert_plain(sentences: Iterable[str]) -> None:
+    """AssertionError when a sentence for people holds what only programmers know: a trace, a type name, a nil."""
+    for sentence in sentences:
+        found = _JARGON.search(sentence)
+        assert found is None, f"{found[0]!r} stands in: {sentence}"
 
 
 @dataclass(frozen=True)
@@ -215,7 +228,10 @@ class Site:
             done = conditions.get("Ready") == "True" and status.get("revision", 0) >= revision
             return status if done and "issuance" not in status else None
 
-        return wait_for(look, f"Certificate {self.namespace}/{name} Ready, it says {self.says(name)}", timeout=timeout)
+        try:
+            return wait_for(look, f"Certificate {self.namespace}/{name} Ready", timeout=timeout)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it says {self.says(name)}") from None
 
     def condition(
         self, name: str, kind: str, status: str, reason: str = "", text: str = "", *, timeout: float = PATIENCE

@@ -59,10 +59,13 @@ def relative_times(message: str, now: datetime) -> str:
             time = datetime.strptime(match[2], "%Y-%m-%d %H:%M").replace(tzinfo=UTC)
         except ValueError:  # 2026-99-99: no time that the controller wrote
             return match[0]
-        if abs(time - now) < timedelta(minutes=1):
-            return "until now" if match[1] == "until" else "now"
-        if match[1] == "until":
-            return f"for another {span(time - now)}" if time > now else f"until {relative(time, now)}"
+        until, left = match[1] == "until", time - now
+        if timedelta(0) < left < timedelta(minutes=1):
+            return "for about a minute" if until else "in about a minute"
+        if -timedelta(minutes=1) < left <= timedelta(0):
+            return "until this minute" if until else "this minute"
+        if until:
+            return f"for another {span(left)}" if left > timedelta(0) else f"until {relative(time, now)}"
         return relative(time, now)
 
     return _TIME.sub(rewrite, message)

@@ -10,7 +10,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from certbotk8s.certctl.table import absolute, printable, relative, relative_times, span, table
-from certbotk8s.domain.api import ANNOTATION_RENEW_NOW, Condition, Resource, Struct, find_condition, to_wire
+from certbotk8s.domain.api import Condition, Resource, Struct, find_condition, to_wire
+from certbotk8s.domain.plan import renew_wish
 from certbotk8s.domain.reasons import Reason
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def state(certificate: Certificate, now: datetime) -> State:
     expired = status.not_after is not None and status.not_after <= now
     is_ready = ready is not None and ready.status == "True" and not expired
     is_issuing = issuing is not None and issuing.status == "True"
-    asked = certificate.metadata.annotations.get(ANNOTATION_RENEW_NOW, "")
+    asked = renew_wish(certificate)
     due = status.renewal_time is not None and status.renewal_time <= now
     # Where no certificate is wanted any more, an Issuing=False is left over from when one was.
     wanted = not is_ready or due or asked not in ("", status.renew_now) or status.failed_attempts > 0
@@ -278,8 +279,11 @@ def issuer_status(issuer: Issuer | None) -> str:
 
 def _conditions(conditions: Sequence[Condition], now: datetime) -> list[list[str]]:
     rows = [["TYPE", "STATUS", "REASON", "SINCE", "MESSAGE"]]
+    said = ""
     for each in conditions:
-        rows.append([each.type, each.status, each.reason, _ago(each.last_transition_time, now), each.message])
+        message = "as above" if each.message == said else each.message
+        rows.append([each.type, each.status, each.reason, _ago(each.last_transition_time, now), message])
+        said = each.message
     return rows
 
 

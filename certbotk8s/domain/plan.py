@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # An issuer that was not looked at yet is ready in a moment.
 ISSUER_LOOK = timedelta(seconds=10)
+# Characters of status.renewNow.
+RENEW_NOW_MAX = 256
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,17 @@ def request_hash(seen: Observed, *, issuer_uid: str, account_uri: str) -> str:
 
 
 def order_set(seen: Observed, account_uri: str) -> str:
-    """Equal for two orders that a CA answers with one and the same: account, profile, set of names."""
-    return hashlib.sha256(f"{account_uri} {profile(seen)} {names_hash(seen.names)}".encode()).hexdigest()
+    """Equal for two orders that a CA answers with one and the same: server, account, profile, set of names.
+
+    The server, because any server can give its accounts the URI of another's.
+    """
+    server = seen.issuer.spec.acme.server if seen.issuer else ""
+    return hashlib.sha256(f"{server} {account_uri} {profile(seen)} {names_hash(seen.names)}".encode()).hexdigest()
+
+
+def renew_wish(certificate: Certificate) -> str:
+    """The value of the annotation that asks for a renewal, as far as status can keep it; "" for none."""
+    return certificate.metadata.annotations.get(api.ANNOTATION_RENEW_NOW, "")[:RENEW_NOW_MAX]
 
 
 # --- who owns a Secret ------------------------------------------------------------------------------------------------
@@ -180,7 +191,7 @@ def _renewing(seen: Observed) -> Finding | None:
 
 
 def _renew_now(seen: Observed) -> Finding | None:
-    asked = seen.certificate.metadata.annotations.get(api.ANNOTATION_RENEW_NOW, "")
+    asked = renew_wish(seen.certificate)
     if asked and asked != seen.certificate.status.renew_now:
         return Finding(Reason.RENEW_NOW, "Renewal was asked for")
     return None
@@ -262,20 +273,19 @@ def _issuer(seen: Observed) -> Finding | None:
 
 
 def _backing_off(seen: Observed) -> Finding | None:
-    status, spec = seen.certificate.status, seen.certificate.metadata
-    asked = spec.annotations.get(api.ANNOTATION_RENEW_NOW, "")
+    status, generation = seen.certificate.status, seen.certificate.metadata.generation
     if status.next_attempt_time is None or status.next_attempt_time <= seen.now:
         return None
     # A changed spec or a new wish to renew is a new request: the old failure says nothing about it.
     last = status.recent_orders[-1] if status.recent_orders else None
-    if last is None or last.generation != spec.generation or last.renew_now != asked:
+    if last is None or last.generation != generation or last.renew_now != renew_wish(seen.certificate):
         return None
     condition = api.find_condition(status.conditions, "Issuing")
-    return Finding(
-        Reason(condition.reason) if condition and condition.reason in set(Reason) else Reason.BACKING_OFF,
-        condition.message if condition else f"Next attempt {when(status.next_attempt_time)}.",
-        status.next_attempt_time,
-    )
+    if condition and condition.reason == last.outcome and condition.reason in set(Reason):
+        return Finding(Reason(condition.reason), condition.message, status.next_attempt_time)
+    # Something else was said meanwhile.
+    text = f"The last attempt failed ({last.outcome}). Next attempt {when(status.next_attempt_time)}"
+    return Finding(Reason.BACKING_OFF, text, status.next_attempt_time)
 
 
 def _too_soon(seen: Observed) -> Finding | None:
@@ -297,13 +307,22 @@ def _too_soon(seen: Observed) -> Finding | None:
     )
 
 
-HOLDS = (
+# Without these nothing is done at all.
+BLOCKS = (
     _invalid,  # there is something to ask for
     _secret_conflict,  # the Secret is ours to write
+)
+HOLDS = (
+    *BLOCKS,
     _issuer,  # there is somebody to ask
     _backing_off,  # the last failure is far enough away
     _too_soon,  # and so is the last success
 )
+
+
+def blocked(seen: Observed) -> Finding | None:
+    """Why not even a Secret that was left behind may be taken over, or None."""
+    return next((finding for check in BLOCKS if (finding := check(seen))), None)
 
 
 def hold(seen: Observed) -> Finding | None:
@@ -349,6 +368,9 @@ def conditions(seen: Observed, *, issuing: bool, finding: Finding | None) -> tup
     else:
         ready = finding or lack
     current = set_condition(current, "Ready", status=lack is None, finding=ready, generation=generation, now=seen.now)
+    issued = api.find_condition(current, "Issuing")
+    if finding is None and lack is None and issued and issued.reason != Reason.ISSUED:
+        finding = ready  # what was waited for, or went wrong, is over
     if finding:
         current = set_condition(
             current, "Issuing", status=issuing, finding=finding, generation=generation, now=seen.now

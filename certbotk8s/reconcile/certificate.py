@@ -12,7 +12,6 @@ Certificate's next-key Secret; an order whose URL could not be stored is abandon
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -22,103 +21,59 @@ from msgspec import structs
 
 from certbotk8s.domain import api, pem
 from certbotk8s.domain.acme import Identifier
+from certbotk8s.domain.attempt import failure, recent, success
 from certbotk8s.domain.errors import Conflict, PermanentError, TemporaryError
 from certbotk8s.domain.issuance import Outcome, State, advance, order_outcome
-from certbotk8s.domain.names import common_name, listing, names_hash, wanted_names
+from certbotk8s.domain.names import common_name, listing, wanted_names
 from certbotk8s.domain.plan import (
     Finding,
     Observed,
     Ownership,
+    blocked,
     hold,
     issuer_name,
+    misfit,
     need,
     order_set,
     ownership,
     profile,
+    renew_wish,
     request_hash,
-    unfit,
     when,
 )
-from certbotk8s.domain.problems import Side, judge, reason, side
+from certbotk8s.domain.problems import judge, reason
 from certbotk8s.domain.reasons import Reason
-from certbotk8s.domain.renewal import (
-    LOOKS,
-    SELF_CHECK_LIMIT,
-    SELF_CHECKS,
-    STEP_LADDER,
-    pause_after_failure,
-    renewal_time,
-    rung,
-)
-from certbotk8s.ports import Key, Presentation, call
+from certbotk8s.domain.renewal import LOOKS, SELF_CHECK_LIMIT, SELF_CHECKS, STEP_LADDER, renewal_time, rung
+from certbotk8s.ports import Key, call
+from certbotk8s.reconcile.challenges import Challenges, authorization_failure
 from certbotk8s.reconcile.claims import Claims
+from certbotk8s.reconcile.indexes import BY_ORDER_SET, BY_SECRET, certificate_key, issuer_key, secret_key, store_key
 from certbotk8s.reconcile.secrets import CertificateSecrets
 from certbotk8s.reconcile.status import report, write_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
-    from certbotk8s.domain.acme import Authorization, Order
-    from certbotk8s.domain.api import Certificate, Issuance, PendingChallenge, SolverSpec
+    from certbotk8s.domain.acme import Order
+    from certbotk8s.domain.api import (
+        Certificate,
+        CertificateFacts,
+        Issuance,
+        SecretFacts,
+    )
     from certbotk8s.ports import Clock, Cluster, KeyMaker, Session, Solver, Steps
     from certbotk8s.reconcile.accounts import Account, Accounts
 
 log = logging.getLogger(__name__)
-
-# The indexes of the watched Certificates that are used here and by the responder; `main` declares them.
-BY_SECRET = "secret"  # noqa: S105 - the name of an index
-BY_ISSUER = "issuer"
-BY_ORDER_SET = "order set"
-BY_TOKEN = "token"  # noqa: S105
-
-SOLVER_POOL = "solver"
 
 MOMENT = timedelta(milliseconds=100)
 # Seconds after which a state is worth a status write: somebody may be looking.
 VISIBLE = 1.0
 # Seconds after which the authorizations are asked why an order is still pending, and challenges presented again.
 PATIENCE = 30.0
-# Nothing tells when a Secret that is not ours goes away.
-FOREIGN_SECRET_LOOK = timedelta(minutes=5)
+# Nothing tells when a Secret that is not ours goes away, or when a Certificate gives up the name of a Secret.
+HELD_LOOK = timedelta(minutes=5)
 ACCOUNT_LOOK = timedelta(seconds=30)
-RECENT_ORDERS = 10
-
-
-def issuer_key(certificate: Certificate) -> Key:
-    """The queue key of the Certificate's issuer."""
-    ref = certificate.spec.issuer_ref
-    return Key(ref.kind, "" if ref.kind == "ClusterIssuer" else certificate.metadata.namespace, ref.name)
-
-
-def by_secret(certificate: Certificate) -> list[str]:
-    """Certificates by the Secret that they name."""
-    return [f"{certificate.metadata.namespace}/{certificate.spec.secret_name}"]
-
-
-def by_issuer(certificate: Certificate) -> list[str]:
-    """Certificates by the issuer that they name."""
-    return ["/".join(issuer_key(certificate))]
-
-
-def by_order_set(certificate: Certificate) -> list[str]:
-    """Certificates with an order under way, by what CAs tell orders apart by."""
-    return [certificate.status.issuance.order_set] if certificate.status.issuance else []
-
-
-def by_token(certificate: Certificate) -> list[str]:
-    """Certificates by the tokens of their pending challenges: what the HTTP-01 responder asks."""
-    issuance = certificate.status.issuance
-    return [challenge.token for challenge in issuance.challenges] if issuance else []
-
-
-def presentation_id(uid: str, order_url: str) -> str:
-    """What a solver calls the challenges of one order."""
-    return hashlib.sha256(f"{uid} {order_url}".encode()).hexdigest()[:20]
-
-
-def solver_name(spec: SolverSpec) -> str:
-    """The entry point of the solver that serves this part of an issuer."""
-    return "http01-ingress" if spec.http01 and spec.http01.ingress else ""
 
 
 @dataclass(frozen=True)
@@ -140,8 +95,9 @@ class Rest:
 class Work:
     """An issuance as this process knows it. `stored` is what stands in status; everything else may be lost.
 
-    `since` (monotonic seconds) is when the state was entered, `due` until when its step waits, `looks` how often the CA or the challenge was looked at
-    in it, `errors` how many tries in a row failed, `to_answer` the challenges that the CA waits for us to answer.
+    `since` (monotonic seconds) is when the state was entered, `due` until when its step waits, `looks` how often the CA
+    or the challenge was looked at in it, `errors` how many tries in a row failed, `to_answer` the challenges that the
+    CA waits for us to answer.
     """
 
     key: Key
@@ -156,6 +112,8 @@ class Work:
     shown: object = None
     order: Order | None = None
     to_answer: tuple[str, ...] = ()
+    chain: bytes = b""
+    installed: CertificateFacts | None = None
     failure: PermanentError | None = None
 
 
@@ -178,7 +136,8 @@ class CertificateReconciler:
         self._cluster = cluster
         self._clock = clock
         self._secrets = CertificateSecrets(cluster, key_maker)
-        self._solvers = solvers
+        self._challenges = Challenges(cluster, solvers)
+        self.sweep_challenges = self._challenges.sweep
         self._accounts = accounts
         self._enqueue = enqueue
         self._works: dict[Key, Work] = {}
@@ -188,7 +147,7 @@ class CertificateReconciler:
 
     def __call__(self, key: Key) -> Steps:
         """One reconcile: as many steps as go without waiting."""
-        certificate = self._cluster.store(api.CERTIFICATE).get(f"{key.namespace}/{key.name}")
+        certificate = self._cluster.store(api.CERTIFICATE).get(store_key(key))
         if certificate is None or certificate.metadata.deletion_timestamp:
             yield from self._gone(key)
             return None
@@ -204,24 +163,33 @@ class CertificateReconciler:
 
     def _run(self, work: Work) -> Steps:
         while True:
-            if closed := self._closed(work):
+            if not self._is_there(work):
+                yield from self._gone(work.key)
+                return None
+            changed = self._changed(work)
+            if not changed and (closed := self._closed(work)):
                 self._show(work, closed)
                 return ACCOUNT_LOOK
             try:
                 outcome: Outcome | Wait | Rest
-                if self._changed(work):
+                if changed:
                     outcome = Outcome.REQUEST_CHANGED
                 else:
                     outcome = yield from self._steps[work.state](self, work)
-                if outcome in {Outcome.REQUEST_CHANGED, Outcome.ORDER_GONE}:
-                    yield from self._leave_order(work)
+                if outcome is Outcome.REQUEST_CHANGED or outcome is Outcome.ORDER_GONE:
+                    yield from self._leave_order(work, outcome)
             except PermanentError as error:
-                work.failure, outcome = error, Outcome.REFUSED
+                if work.state in {State.ISSUED, State.FAILED}:
+                    # The attempt is over; what is refused is the writing down of that.
+                    outcome = self._try_later(work, TemporaryError(str(error)))
+                else:
+                    work.failure, outcome = error, Outcome.REFUSED
             except Conflict:
                 raise
             except TemporaryError as error:
                 outcome = self._try_later(work, error)
             if isinstance(outcome, Rest):
+                self._forget(work.key)
                 return outcome.after
             if isinstance(outcome, Wait):
                 work.due = self._clock.monotonic() + outcome.after.total_seconds()
@@ -234,6 +202,18 @@ class CertificateReconciler:
         left = work.due - self._clock.monotonic()
         return timedelta(seconds=left) if left > 0 and not self._changed(work) else None
 
+    def _is_there(self, work: Work) -> bool:
+        """Whether the Certificate still exists; the work goes on with what it says now.
+
+        Its status counts as ours alone: where somebody else wrote it, the next write is refused and all begins anew.
+        """
+        newest = self._cluster.store(api.CERTIFICATE).get(work.certificate.key)
+        if newest is None or newest.metadata.uid != work.certificate.metadata.uid or newest.metadata.deletion_timestamp:
+            return False
+        if newest.status == work.certificate.status:
+            work.certificate = newest
+        return True
+
     def _move(self, work: Work, outcome: Outcome) -> None:
         state = advance(work.state, outcome)
         log.debug("%s: %s: %s -> %s", work.certificate.key, outcome, work.state or "none", state or "none")
@@ -243,6 +223,7 @@ class CertificateReconciler:
         if state is State.NONE:
             self._claims.release(work.key)
             work.issuance, work.stored, work.order, work.failure, work.to_answer = None, None, None, None, ()
+            work.chain, work.installed = b"", None
 
     def _resume(self, key: Key, certificate: Certificate) -> Work:
         """The work under way for this Certificate: as remembered, else as its status tells."""
@@ -278,14 +259,15 @@ class CertificateReconciler:
         if work.issuance is None or work.state in {State.FINALIZING, State.ISSUED, State.FAILED}:
             return False
         seen = self._observe(work.certificate)
+        if seen.issuer is None:
+            return True
         account = self._account(seen)
         return account is not None and self._asked(seen, account) != work.issuance.request_hash
 
     # --- looking, showing ---------------------------------------------------------------------------------------------
 
     def _observe(self, certificate: Certificate) -> Observed:
-        meta, ref = certificate.metadata, issuer_key(certificate)
-        secret_key = f"{meta.namespace}/{certificate.spec.secret_name}"
+        ref, secret = issuer_key(certificate), secret_key(certificate)
         names: tuple[str, ...] = ()
         invalid = None
         try:
@@ -299,15 +281,20 @@ class CertificateReconciler:
             certificate=certificate,
             names=names,
             invalid=invalid,
-            issuer=self._cluster.store(api.ISSUER_KINDS[ref.kind]).get("/".join(filter(None, ref[1:]))),
-            secret=self._cluster.store(pem.SECRET_FACTS).get(secret_key),
+            issuer=self._issuer(ref),
+            secret=self._cluster.store(pem.SECRET_FACTS).get(secret),
             rivals=tuple(
                 other
-                for other in self._cluster.store(api.CERTIFICATE).find(BY_SECRET, secret_key)
-                if other.metadata.uid != meta.uid and not other.metadata.deletion_timestamp
+                for other in self._cluster.store(api.CERTIFICATE).find(BY_SECRET, secret)
+                if other.metadata.uid != certificate.metadata.uid and not other.metadata.deletion_timestamp
             ),
             now=self._clock.now().replace(microsecond=0),
         )
+
+    def _issuer(self, key: Key) -> api.Issuer | None:
+        kind = api.ISSUER_KINDS.get(key.kind)
+        issuer = self._cluster.store(kind).get(store_key(key)) if kind else None
+        return None if issuer is None or issuer.metadata.deletion_timestamp else issuer
 
     def _account(self, seen: Observed) -> Account | None:
         account = self._accounts.of(issuer_key(seen.certificate))
@@ -318,16 +305,31 @@ class CertificateReconciler:
 
     def _session(self, work: Work) -> Session:
         assert work.issuance
-        session = self._accounts.session(work.issuance.account_uri)
-        assert session  # see _closed
+        session = self._accounts.session(self._ordered_from(work), work.issuance.account_uri)
+        if session is None:
+            raise PermanentError(
+                Reason.ORDER_GONE,
+                f"The account {work.issuance.account_uri} of the order under way is no longer open, so that the order "
+                "is lost.",
+            )
         return session
 
+    def _ordered_from(self, work: Work) -> Key:
+        assert work.issuance
+        return issuer_key(work.certificate, work.issuance.issuer_ref)
+
     def _closed(self, work: Work) -> Finding | None:
-        """Just after a start the account may not be open yet: the issuer's reconcile opens it and enqueues this key."""
+        """Just after a start the account may not be open yet: the issuer's reconcile opens it and enqueues this key.
+
+        None too when it never will be: the issuer has another one by now, or is gone and no longer asked for.
+        """
         if work.state in {State.NONE, State.ISSUED, State.FAILED}:
             return None
         assert work.issuance
-        if self._accounts.session(work.issuance.account_uri):
+        ordered_from = self._ordered_from(work)
+        if self._accounts.session(ordered_from, work.issuance.account_uri) or self._accounts.of(ordered_from):
+            return None
+        if ordered_from != issuer_key(work.certificate) and self._issuer(ordered_from) is None:
             return None
         text = f"Waiting for {issuer_name(work.certificate)}, which has not opened the account of this order"
         return Finding(Reason.ISSUER_NOT_READY, text)
@@ -372,7 +374,7 @@ class CertificateReconciler:
 
     def _try_later(self, work: Work, error: TemporaryError) -> Wait:
         work.errors += 1
-        pause = error.retry_after if error.retry_after is not None else rung(STEP_LADDER, work.errors)
+        pause = error.retry_after or rung(STEP_LADDER, work.errors)
         why = reason(error.problem) if error.problem else Reason.CA_UNAVAILABLE
         again = (
             when(self._clock.now() + pause) if pause >= timedelta(minutes=1) else f"in {pause.total_seconds():.0f} s"
@@ -393,9 +395,16 @@ class CertificateReconciler:
             assert seen.secret
             assert seen.secret.certificate
             return Rest(renewal_time(work.certificate.spec, seen.secret.certificate) - seen.now)
+        if (
+            seen.secret
+            and blocked(seen) is None
+            and ownership(seen.secret, seen.certificate, seen.rivals) is Ownership.LEFT
+        ):
+            # Nobody needs to be asked, nor an issuer to be ready, to go on with a Secret that was left behind.
+            return self._take_over(work, seen, self._secrets.live(work.certificate))
         if held := hold(seen):
             self._say(work, seen, held)
-            return Rest(held.until - seen.now if held.until else None)
+            return Rest(held.until - seen.now if held.until else HELD_LOOK)
         account = self._account(seen)
         if account is None:
             return Rest(None)  # ready, but not yet opened since the start: its reconcile enqueues this key
@@ -405,10 +414,7 @@ class CertificateReconciler:
             return Rest(MOMENT)
         found = self._secrets.live(work.certificate)
         if found and ownership(found, work.certificate, seen.rivals) is not Ownership.OURS:
-            refused = self._secrets.claim(seen, found)
-            if refused:
-                self._say(work, seen, refused)
-            return Rest(FOREIGN_SECRET_LOOK if refused else MOMENT)
+            return self._take_over(work, seen, found)
         if found and need(replace(seen, secret=found)) is None:
             return Rest(MOMENT)
         same = order_set(seen, account.session.account_uri)
@@ -427,17 +433,27 @@ class CertificateReconciler:
             started_at=seen.now,
             issuer_ref=work.certificate.spec.issuer_ref,
             account_uri=account.session.account_uri,
-            renew_now=meta.annotations.get(api.ANNOTATION_RENEW_NOW, ""),
+            renew_now=renew_wish(work.certificate),
         )
         return Outcome.KEY_STORED
+
+    def _take_over(self, work: Work, seen: Observed, found: SecretFacts | None) -> Rest:
+        """Make the Secret that is there (`found`, live) this Certificate's, if it may; nothing is ordered for that."""
+        if found is None or ownership(found, work.certificate, seen.rivals) in {Ownership.OURS, Ownership.RIVAL}:
+            return Rest(MOMENT)  # the cache is behind
+        if refused := self._secrets.claim(seen, found):
+            self._say(work, seen, refused)
+            return Rest(HELD_LOOK)
+        # A wish to renew that came with the Certificate, from a backup say, was fulfilled in its former life.
+        self._write(work, None, None, issuing=False, renew_now=renew_wish(work.certificate))
+        return Rest(MOMENT)
 
     def _holder(self, key: Key, same: str) -> Key | None:
         """The Certificate that is ordering the same names; None when this one may."""
         others = self._cluster.store(api.CERTIFICATE).find(BY_ORDER_SET, same)
         for other in others:
-            stored = Key(key.kind, other.metadata.namespace, other.metadata.name)
-            if stored != key:
-                self._claims.take(stored, same)
+            if certificate_key(other) != key:
+                self._claims.take(certificate_key(other), same)
         return self._claims.take(key, same)
 
     # --- the steps ----------------------------------------------------------------------------------------------------
@@ -457,6 +473,8 @@ class CertificateReconciler:
         )
         # At once, before anything else is asked: an order nobody remembers is an order lost.
         self._persist(work, issuance, f"{issuer_name(work.certificate)} took the order for {listing(seen.names)}")
+        if outcome is Outcome.ORDER_INVALID:
+            return (yield from self._explain(work, session, order))
         work.order = order
         return outcome
 
@@ -464,7 +482,7 @@ class CertificateReconciler:
         """Choose a challenge for each pending authorization, remember the choice, present them all."""
         assert work.issuance
         session = self._session(work)
-        order = work.order or (yield from self._fetch_order(work, session))
+        order = yield from self._handed_over(work, session)
         if order is None:
             return Outcome.ORDER_GONE
         outcome = order_outcome(order.status)
@@ -480,68 +498,31 @@ class CertificateReconciler:
             if authorization.status == "valid":
                 continue
             if authorization.status != "pending":
-                raise _authorization_failure(authorization)
-            challenge, answered = self._choose(seen, authorization, session)
+                raise authorization_failure(authorization)
+            challenge, answered = self._challenges.choose(seen, authorization, session)
             chosen.append(challenge)
             to_answer += [] if answered else [challenge.url]
-        work.order, work.to_answer = None, tuple(to_answer)
+        work.to_answer = tuple(to_answer)
         challenges = tuple(chosen)
         if challenges != work.issuance.challenges:
             names = listing([challenge.identifier for challenge in challenges])
             self._persist(
                 work, structs.replace(work.issuance, challenges=challenges), f"Presenting the challenge for {names}"
             )
-        for solver, presentation in self._presentations(seen, work):
-            yield from call(SOLVER_POOL, solver.present, presentation)
+        yield from self._challenges.present(seen, work.issuance)
         return Outcome.PRESENTED
-
-    def _choose(self, seen: Observed, authorization: Authorization, session: Session) -> tuple[PendingChallenge, bool]:
-        """The challenge to solve for a pending authorization, and whether it was answered already."""
-        name = f"*.{authorization.identifier.value}" if authorization.wildcard else authorization.identifier.value
-        offered = {challenge.type: challenge for challenge in authorization.challenges}
-        specs = seen.issuer.spec.acme.solvers if seen.issuer else ()
-        for spec in specs:
-            solver = self._solvers.get(solver_name(spec))
-            challenge = offered.get(solver.challenge_type) if solver else None
-            if challenge and challenge.token:
-                chosen = api.PendingChallenge(
-                    identifier=name,
-                    type=challenge.type,
-                    url=challenge.url,
-                    token=challenge.token,
-                    key_authorization=session.key_authorization(challenge.token),
-                    solver=solver_name(spec),
-                )
-                return chosen, challenge.status != "pending"
-        solvable = sorted({s.challenge_type for spec in specs if (s := self._solvers.get(solver_name(spec)))})
-        raise PermanentError(
-            Reason.NOT_PREAUTHORIZED,
-            f"The CA has not validated {name} for this account and offers {listing(sorted(offered)) or 'no challenge'};"
-            f" {issuer_name(seen.certificate)} solves {listing(solvable) or 'none'}. "
-            "Have the name validated at the CA, or add a solver to the issuer.",
-        )
-
-    def _presentations(self, seen: Observed, work: Work) -> list[tuple[Solver, Presentation]]:
-        """What each solver has to serve for this order; its settings are read again from the issuer each time."""
-        assert work.issuance
-        ident = presentation_id(seen.certificate.metadata.uid, work.issuance.order_url)
-        found = []
-        for spec in seen.issuer.spec.acme.solvers if seen.issuer else ():
-            mine = tuple(each for each in work.issuance.challenges if each.solver == solver_name(spec))
-            if mine:
-                found.append((self._solvers[mine[0].solver], Presentation(ident, seen.certificate, spec, mine)))
-        return found
 
     def _submit(self, work: Work) -> Step:
         """Look once whether each challenge is served as seen from here; then tell the CA to validate."""
+        assert work.issuance
         session, seen = self._session(work), self._observe(work.certificate)
         waited = self._clock.monotonic() - work.since
-        for solver, presentation in self._presentations(seen, work) if work.to_answer else []:
-            missing = yield from call(SOLVER_POOL, solver.is_ready, presentation)
-            if missing and waited < SELF_CHECK_LIMIT.total_seconds():
+        if work.to_answer and waited < SELF_CHECK_LIMIT.total_seconds():
+            missing = yield from self._challenges.missing(seen, work.issuance)
+            if missing:
                 if waited > PATIENCE:
                     # Somebody may have deleted what was presented.
-                    yield from call(SOLVER_POOL, solver.present, presentation)
+                    yield from self._challenges.present(seen, work.issuance)
                 pause = SELF_CHECKS[min(work.looks, len(SELF_CHECKS) - 1)]
                 work.looks += 1
                 asks = when(seen.now + SELF_CHECK_LIMIT - timedelta(seconds=waited))
@@ -568,6 +549,7 @@ class CertificateReconciler:
     def _finalize(self, work: Work) -> Step:
         assert work.issuance
         session, seen, issuance = self._session(work), self._observe(work.certificate), work.issuance
+        work.order = None
         pair = self._secrets.next_key(work.certificate)
         if pair is None:
             # Before finalize a lost key costs nothing: a new one, for the same order.
@@ -578,6 +560,8 @@ class CertificateReconciler:
         csr = pair[1]
         issuance = structs.replace(issuance, state=State.FINALIZING)
         self._persist(work, issuance, f"Waiting for {issuer_name(work.certificate)} to issue for {listing(seen.names)}")
+        if self._changed(work):  # the write went on top of a change
+            return Outcome.REQUEST_CHANGED
         # From here on an error leaves open whether the CA got it: the next step is to look, not to send again.
         self._move(work, Outcome.FINALIZED)
         order = yield from call(session.account_uri, session.finalize, issuance.finalize_url, csr)
@@ -589,44 +573,65 @@ class CertificateReconciler:
     def _collect(self, work: Work) -> Step:
         """Finalize was, or may have been, sent: see how far the order is; fetch, check and install the certificate."""
         assert work.issuance
-        session, certificate = self._session(work), work.certificate
-        order = work.order or (yield from self._fetch_order(work, session))
-        work.order = None
-        if order is None:
-            raise PermanentError(
-                Reason.ORDER_GONE,
-                f"{issuer_name(certificate)} no longer knows the finalized order {work.issuance.order_url}.",
-            )
-        outcome = order_outcome(order.status)
-        if outcome is Outcome.ORDER_INVALID:
-            return (yield from self._explain(work, session, order))
-        if outcome is Outcome.ORDER_PROCESSING or (outcome is Outcome.ORDER_VALID and not order.certificate):
-            return self._look_again(work, order)
-        if outcome is not Outcome.ORDER_VALID:
+        if not work.chain:
+            session = self._session(work)
+            order = yield from self._handed_over(work, session)
+            if order is None:
+                raise PermanentError(
+                    Reason.ORDER_GONE,
+                    f"{issuer_name(work.certificate)} no longer knows the finalized order {work.issuance.order_url}.",
+                )
+            outcome = order_outcome(order.status)
+            if outcome is Outcome.ORDER_INVALID:
+                return (yield from self._explain(work, session, order))
+            if outcome is Outcome.ORDER_PROCESSING or (outcome is Outcome.ORDER_VALID and not order.certificate):
+                return self._look_again(work, order)
+            if outcome is Outcome.ORDER_VALID:
+                work.chain = yield from call(session.account_uri, session.certificate, order.certificate)
             return outcome
-        chain = yield from call(session.account_uri, session.certificate, order.certificate)
-        seen, pair = self._observe(certificate), self._secrets.next_key(certificate)
+        seen, pair = self._observe(work.certificate), self._secrets.next_key(work.certificate)
         if pair is None:
             raise PermanentError(
                 Reason.KEY_LOST, "The Secret with the key of this order was deleted; its certificate is of no use."
             )
         try:
-            key_hash = pem.private_key_facts(pair[0])[0]
+            key_hash, _, _, encoding = pem.private_key_facts(pair[0])
         except ValueError as error:
             raise PermanentError(Reason.KEY_LOST, f"The Secret with the key of this order holds {error}.") from error
-        if why := pem.refusal(chain, key_hash, seen.names, seen.now):
-            account = self._account(seen)
-            if account and self._asked(seen, account) != work.issuance.request_hash:
-                return Outcome.REQUEST_CHANGED
-            raise PermanentError(
-                Reason.CERTIFICATE_REJECTED, f"The certificate from {issuer_name(certificate)} is not used: {why}."
-            )
-        self._secrets.install(seen, chain, pair[0], work.issuance.account_uri)
+        if why := pem.refusal(work.chain, key_hash, seen.names, seen.now):
+            return self._discard(work, seen, why)
+        facts = pem.certificate_facts(pem.load_chain(work.chain)[0])
+        candidate = api.SecretFacts(
+            metadata=api.ObjectMeta(
+                name=seen.certificate.spec.secret_name, namespace=seen.certificate.metadata.namespace
+            ),
+            certificate=facts,
+            public_key_hash=key_hash,
+            key_encoding=encoding,
+        )
+        if lack := misfit(replace(seen, secret=candidate)):
+            return self._discard(work, seen, lack.message)
+        self._secrets.install(seen, work.chain, pair[0], work.issuance)
+        work.installed = facts
         return Outcome.STORED
+
+    def _discard(self, work: Work, seen: Observed, why: str) -> Outcome:
+        """The certificate that came must not be installed: the spec has changed meanwhile, or else it is a failure."""
+        assert work.issuance
+        account = self._account(seen)
+        if account:
+            changed = self._asked(seen, account) != work.issuance.request_hash
+        else:
+            changed = seen.certificate.metadata.generation != work.issuance.generation
+        if changed:
+            return Outcome.REQUEST_CHANGED
+        raise PermanentError(
+            Reason.CERTIFICATE_REJECTED, f"The certificate from {issuer_name(work.certificate)} is not used: {why}."
+        )
 
     def _conclude(self, work: Work) -> Step:
         """Record the end of the attempt, then clean up: neither Ready nor the next issuance waits for that."""
-        (self._record_success if work.state is State.ISSUED else self._record_failure)(work)
+        self._record(work, self._observe(work.certificate))
         yield from self._clean_up(work)
         return Outcome.CLEANED_UP
 
@@ -645,9 +650,11 @@ class CertificateReconciler:
     # --- what several steps do ----------------------------------------------------------------------------------------
 
     def _fetch_order(self, work: Work, session: Session) -> Generator[Any, Any, Order | None]:
-        """The order as the CA has it; None when the CA does not know it any more."""
+        """The order as the CA has it; None when the CA does not know it any more, or can no longer finalize it."""
         assert work.issuance
-        url = work.issuance.order_url
+        url, deadline = work.issuance.order_url, work.issuance.deadline
+        if deadline and deadline < self._clock.now() and work.state is not State.FINALIZING:
+            return None
         try:
             order: Order = yield from call(session.account_uri, session.order, url)
         except PermanentError as error:
@@ -656,16 +663,21 @@ class CertificateReconciler:
             raise
         return order
 
+    def _handed_over(self, work: Work, session: Session) -> Generator[Any, Any, Order | None]:
+        """The order as the step before got it, else as the CA has it now. What it says holds for one step."""
+        order, work.order = work.order, None
+        return order or (yield from self._fetch_order(work, session))
+
     def _look_again(self, work: Work, order: Order | None) -> Wait:
         """When to look at the order next: the CA's Retry-After, else ever later; until the order's own deadline."""
         assert work.issuance
         deadline = work.issuance.deadline
-        if deadline and self._clock.now() > deadline:
+        if work.looks and work.state is State.FINALIZING and deadline and self._clock.now() > deadline:
             raise PermanentError(
                 Reason.ORDER_GONE, f"The CA did not finish the order before it expired {when(deadline)}."
             )
         pause = LOOKS[min(work.looks, len(LOOKS) - 1)]
-        if order and order.retry_after is not None:
+        if order and order.retry_after:
             pause = max(order.retry_after, MOMENT)
         work.looks += 1
         issuer, names = issuer_name(work.certificate), listing(self._observe(work.certificate).names)
@@ -678,7 +690,7 @@ class CertificateReconciler:
         for url in order.authorizations:
             authorization = yield from call(session.account_uri, session.authorization, url)
             if authorization.status not in {"pending", "valid"}:
-                raise _authorization_failure(authorization)
+                raise authorization_failure(authorization)
         if order_outcome(order.status) is not Outcome.ORDER_INVALID:
             return Outcome.ORDER_PENDING
         names = listing(self._observe(work.certificate).names)
@@ -687,98 +699,60 @@ class CertificateReconciler:
             raise failure
         raise PermanentError(Reason.ORDER_INVALID, f"The CA gave up the order for {names} and does not say why.")
 
-    def _leave_order(self, work: Work) -> Generator[Any, Any, None]:
-        """Give the order up without counting a failure: the spec asks for something else, or the order expired."""
+    def _leave_order(self, work: Work, why: Outcome) -> Generator[Any, Any, None]:
+        """Give the order up without counting a failure: the spec asks for something else, or the CA has lost it.
+
+        A CA that loses one order after the other would be asked for ever: the second in a row is a failure.
+        """
         assert work.issuance
-        session = self._accounts.session(work.issuance.account_uri)
-        try:
-            if session and work.issuance.challenges:
-                order = yield from self._fetch_order(work, session)
-                for url in order.authorizations if order else ():
-                    authorization = yield from call(session.account_uri, session.authorization, url)
-                    if authorization.status == "pending":
-                        yield from call(session.account_uri, session.deactivate, url)
-        except (TemporaryError, PermanentError) as error:
-            log.info("%s: the order given up keeps its authorizations: %s", work.certificate.key, error)
+        changes: dict[str, Any] = {}
+        if why is Outcome.ORDER_GONE:
+            seen, before = self._observe(work.certificate), work.certificate.status.recent_orders
+            if before and before[-1].outcome == Reason.ORDER_GONE:
+                raise PermanentError(
+                    Reason.ORDER_GONE,
+                    f"{issuer_name(work.certificate)} no longer knows the order {work.issuance.order_url}, nor did it "
+                    "know the one before.",
+                )
+            changes["recent_orders"] = recent(seen, work.issuance, Reason.ORDER_GONE)
+        elif work.issuance.order_url and work.state is not State.AUTHORIZED:
+            yield from self._give_up_authorizations(work)
         yield from self._clean_up(work)
         if work.stored:
-            self._write(work, None, Finding(Reason.ORDER_PENDING, "Ordering anew"), issuing=True)
+            self._write(work, None, Finding(Reason.ORDER_PENDING, "Ordering anew"), issuing=True, **changes)
 
-    def _record_success(self, work: Work) -> None:
-        assert work.issuance
-        seen, status = self._observe(work.certificate), work.certificate.status
-        assert seen.secret
-        facts = seen.secret.certificate
-        assert facts
-        finding = Finding(
-            Reason.ISSUED,
-            f"Certificate for {listing(seen.names)} from {issuer_name(seen.certificate)} written to Secret "
-            f"{seen.secret.key}: valid until {when(facts.not_after)}, "
-            f"renews {when(renewal_time(seen.certificate.spec, facts))}",
-        )
-        self._write(
-            work,
-            None,
-            finding,
-            issuing=False,
-            issuer_ref=work.issuance.issuer_ref,
-            account_uri=work.issuance.account_uri,
-            revision=status.revision + 1,
-            renew_now=work.issuance.renew_now,
-            failed_attempts=0,
-            last_failure_time=None,
-            next_attempt_time=None,
-            last_problem=None,
-            recent_orders=self._recent(work, Reason.ISSUED),
-        )
-        report(self._cluster, "Certificate", work.certificate, Reason.ISSUED, finding.message)
+    def _give_up_authorizations(self, work: Work) -> Generator[Any, Any, None]:
+        """CAs ration pending authorizations."""
+        try:
+            session = self._session(work)
+            order = yield from self._handed_over(work, session)
+            for url in order.authorizations if order else ():
+                authorization = yield from call(session.account_uri, session.authorization, url)
+                if authorization.status == "pending":
+                    yield from call(session.account_uri, session.deactivate, url)
+        except (TemporaryError, PermanentError) as error:
+            log.info("%s: the order given up keeps its authorizations: %s", work.certificate.key, error)
 
-    def _record_failure(self, work: Work) -> None:
-        assert work.failure
-        error, seen = work.failure, self._observe(work.certificate)
-        failures = work.certificate.status.failed_attempts + 1
-        usable = seen.secret.certificate if seen.secret and unfit(seen) is None else None
-        ca_side = error.reason in CA_REASONS or bool(error.problem and side(error.problem) is Side.CA)
-        until = seen.now + pause_after_failure(failures, ca_side=ca_side, certificate=usable, now=seen.now)
-        keeps = f" The present certificate is valid until {when(usable.not_after)}" if usable else ""
-        message = f"{str(error).rstrip('.')}. Next attempt {when(until)}.{keeps}"
-        problem = error.problem
-        last = api.LastProblem(problem.type, problem.words()[:1024], problem.identifiers()[:100]) if problem else None
-        self._write(
-            work,
-            None,
-            Finding(error.reason, message),
-            issuing=False,
-            failed_attempts=failures,
-            last_failure_time=seen.now,
-            next_attempt_time=until,
-            last_problem=last,
-            recent_orders=self._recent(work, error.reason),
-        )
-        report(self._cluster, "Certificate", work.certificate, error.reason, message, warning=True)
-        if error.reason is Reason.ACCOUNT_UNKNOWN:
-            self._accounts.close(issuer_key(work.certificate))
-            self._enqueue(issuer_key(work.certificate))
-
-    def _recent(self, work: Work, outcome: Reason) -> tuple[api.RecentOrder, ...]:
-        seen, meta, issuance = self._observe(work.certificate), work.certificate.metadata, work.issuance
-        order = api.RecentOrder(
-            time=seen.now,
-            set_hash=names_hash(seen.names),
-            generation=issuance.generation if issuance else meta.generation,
-            outcome=outcome,
-            renew_now=issuance.renew_now if issuance else meta.annotations.get(api.ANNOTATION_RENEW_NOW, ""),
-            account_uri=issuance.account_uri if issuance else "",
-        )
-        return (*work.certificate.status.recent_orders, order)[-RECENT_ORDERS:]
+    def _record(self, work: Work, seen: Observed) -> None:
+        if work.state is State.ISSUED:
+            assert work.issuance
+            assert work.installed
+            finding, changes = success(seen, work.issuance, work.installed)
+        else:
+            assert work.failure
+            finding, changes = failure(seen, work.issuance, work.failure)
+        self._write(work, None, finding, issuing=False, **changes)
+        warning = work.state is State.FAILED
+        report(self._cluster, "Certificate", work.certificate, finding.reason, finding.message, warning=warning)
+        if finding.reason is Reason.ACCOUNT_UNKNOWN and work.issuance:
+            self._accounts.doubt(self._ordered_from(work), work.issuance.account_uri)
+            self._enqueue(self._ordered_from(work))
 
     def _clean_up(self, work: Work) -> Generator[Any, Any, None]:
         """Take away what the issuance left. What fails here is found by the sweep: it must not hold up anything."""
         try:
-            if work.issuance and work.issuance.challenges:
-                ident = presentation_id(work.certificate.metadata.uid, work.issuance.order_url)
-                for name in {challenge.solver for challenge in work.issuance.challenges} & set(self._solvers):
-                    yield from call(SOLVER_POOL, self._solvers[name].clean_up, ident)
+            if work.issuance:
+                yield from self._challenges.clean_up(work.certificate.metadata.uid, work.issuance)
             self._secrets.drop_next_key(self._observe(work.certificate))
         except (TemporaryError, PermanentError) as error:
             log.warning("%s: clean-up is left to the sweep: %s", work.certificate.key, error)
@@ -791,37 +765,4 @@ class CertificateReconciler:
         for certificate in self._cluster.store(api.CERTIFICATE).all():
             status = certificate.status
             if any(due and due <= now for due in (status.renewal_time, status.next_attempt_time)):
-                self._enqueue(Key("Certificate", certificate.metadata.namespace, certificate.metadata.name))
-
-    def sweep_challenges(self) -> None:
-        """Remove what is presented for no order: a crash between an order's end and its clean-up leaves that."""
-        live = {
-            presentation_id(certificate.metadata.uid, certificate.status.issuance.order_url)
-            for certificate in self._cluster.store(api.CERTIFICATE).all()
-            if certificate.status.issuance
-        }
-        for solver in self._solvers.values():
-            for left in [ident for ident in solver.leftovers() if ident not in live]:
-                log.info("Removing challenge %s, which belongs to no order", left)
-                try:
-                    solver.clean_up(left)
-                except (TemporaryError, PermanentError) as error:
-                    log.warning("Challenge %s is left to the next sweep: %s", left, error)
-
-
-# Failures that say nothing about the names: the next attempt need not spare them.
-CA_REASONS = {Reason.ORDER_GONE, Reason.KEY_LOST, Reason.CERTIFICATE_REJECTED}
-
-
-def _authorization_failure(authorization: Authorization) -> PermanentError:
-    """Why an authorization that is neither pending nor valid ended, in the CA's words."""
-    name = authorization.identifier.value
-    problem = next((challenge.error for challenge in authorization.challenges if challenge.error), None)
-    if problem is None:
-        return PermanentError(
-            Reason.CHALLENGE_FAILED, f"The authorization for {name} is {authorization.status}; the CA does not say why."
-        )
-    named = structs.replace(problem, identifier=problem.identifier or name)
-    failure = judge(structs.replace(named, status=0), retry_after=None, doing=f"validating {name}")
-    assert isinstance(failure, PermanentError)
-    return failure
+                self._enqueue(certificate_key(certificate))

@@ -26,7 +26,12 @@ class Claims:
         self._waiting: dict[str, set[Key]] = {}
 
     def take(self, key: Key, order_set: str) -> Key | None:
-        """Claim the set for `key`: None when it has it now, else who has it; then `key` is enqueued when that ends."""
+        """Claim the set for `key`: None when it has it now, else who has it; then `key` is enqueued when that ends.
+
+        What else `key` holds is given up.
+        """
+        if self._held.get(key, order_set) != order_set:
+            self.release(key)
         with self._lock:
             holder = self._holders.setdefault(order_set, key)
             if holder != key:

@@ -12,21 +12,12 @@ from certbotk8s.domain import api
 from certbotk8s.domain.errors import PermanentError
 from certbotk8s.domain.names import listing
 from certbotk8s.domain.reasons import Reason
+from certbotk8s.reconcile.indexes import BY_INGRESS, store_key
 from certbotk8s.reconcile.status import report
 
 if TYPE_CHECKING:
     from certbotk8s.domain.api import Certificate, Ingress
     from certbotk8s.ports import Cluster, Key, Steps
-
-# The index of Certificates by the UID of the Ingress that owns them.
-BY_INGRESS = "ingress"
-
-
-def by_ingress(certificate: Certificate) -> list[str]:
-    """The index function of BY_INGRESS."""
-    return [
-        owner.uid for owner in certificate.metadata.owner_references if owner.kind == "Ingress" and owner.controller
-    ]
 
 
 def is_annotated(ingress: Ingress | None) -> bool:
@@ -75,7 +66,7 @@ class IngressReconciler:
     def __call__(self, key: Key) -> Steps:
         """One reconcile: the Certificates of this Ingress as it asks for them now."""
         yield from ()
-        ingress = self._cluster.store(api.INGRESS).get(f"{key.namespace}/{key.name}")
+        ingress = self._cluster.store(api.INGRESS).get(store_key(key))
         if ingress is None or ingress.metadata.deletion_timestamp:
             return None  # Kubernetes removes what it owned
         specs, problems = wanted(ingress)

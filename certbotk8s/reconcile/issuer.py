@@ -25,7 +25,7 @@ from certbotk8s.domain.reasons import Reason
 from certbotk8s.domain.renewal import STEP_LADDER, rung
 from certbotk8s.ports import Binding, Key, Server, call
 from certbotk8s.reconcile.accounts import Account
-from certbotk8s.reconcile.certificate import BY_ISSUER
+from certbotk8s.reconcile.indexes import BY_ISSUER, certificate_key, store_index, store_key
 from certbotk8s.reconcile.status import report
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class IssuerReconciler:
 
     def __call__(self, key: Key) -> Steps:
         """One reconcile: open the account if it is not open for the present spec."""
-        issuer = self._cluster.store(api.ISSUER_KINDS[key.kind]).get("/".join(filter(None, key[1:])))
+        issuer = self._cluster.store(api.ISSUER_KINDS[key.kind]).get(store_key(key))
         if issuer is None or issuer.metadata.deletion_timestamp:
             self._accounts.close(key)
             self._attempts.pop(key, None)
@@ -185,8 +185,8 @@ class IssuerReconciler:
         self._write(key, issuer, finding, ready=True, accounts=(account,), last_problem=None)
         meta = issuer.metadata
         self._accounts.put(key, Account(session, meta.uid, meta.generation))
-        for certificate in self._cluster.store(api.CERTIFICATE).find(BY_ISSUER, "/".join(key)):
-            self._enqueue(Key("Certificate", certificate.metadata.namespace, certificate.metadata.name))
+        for certificate in self._cluster.store(api.CERTIFICATE).find(BY_ISSUER, store_index(key)):
+            self._enqueue(certificate_key(certificate))
 
     def _register(
         self, key: Key, issuer: Issuer, server: Server, key_pem: bytes, binding_secret: api.Secret | None

@@ -19,25 +19,18 @@ from certbotk8s.domain.names import common_name
 from certbotk8s.domain.plan import Finding, Ownership, adoption_asked, key_size, misfit, ownership
 from certbotk8s.domain.reasons import Reason
 from certbotk8s.ports import call
+from certbotk8s.reconcile.indexes import BY_OWNER
 from certbotk8s.reconcile.status import report
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from certbotk8s.domain.api import Certificate, SecretFacts
+    from certbotk8s.domain.api import Certificate, Issuance, SecretFacts
     from certbotk8s.domain.plan import Observed
     from certbotk8s.ports import Cluster, KeyMaker
 
-# The index of next-key Secrets by the UID of their Certificate, and the pool that makes keys (RSA costs 0.1 s and
-# more).
-BY_OWNER = "owner"
-KEYS_POOL = "keys"
-
-
-def by_owner(secret: SecretFacts) -> list[str]:
-    """The index function of BY_OWNER."""
-    meta = secret.metadata
-    return [meta.annotations.get(api.ANNOTATION_CERTIFICATE_UID, "")] if _is_next_key(secret) else []
+# Making a key has a pool of its own: RSA costs 0.1 s and more.
+POOL = "keys"
 
 
 def next_key_name(certificate: Certificate) -> str:
@@ -108,10 +101,10 @@ class CertificateSecrets:
         )
         return None
 
-    def install(self, seen: Observed, chain: bytes, key: bytes, account_uri: str) -> None:
+    def install(self, seen: Observed, chain: bytes, key: bytes, issuance: Issuance) -> None:
         """Write a checked certificate and its key; raises PermanentError when the Secret is not ours to write."""
         certificate, meta = seen.certificate, seen.certificate.metadata
-        ref = certificate.spec.issuer_ref
+        ref, account_uri = issuance.issuer_ref, issuance.account_uri
         data, issued_by = {"tls.crt": _encode(chain), "tls.key": _encode(key)}, f"{ref.kind}/{ref.name}"
         found = seen.secret
         if found is None:
@@ -122,7 +115,8 @@ class CertificateSecrets:
                 found = self.live(certificate)
             else:
                 return
-        if found is None or ownership(found, certificate, seen.rivals) is not Ownership.OURS:
+        ours = {Ownership.OURS, Ownership.LEFT}
+        if found is None or ownership(found, certificate, seen.rivals) not in ours:
             raise PermanentError(
                 Reason.SECRET_NOT_OWNED,
                 f"Secret {meta.namespace}/{certificate.spec.secret_name} was made by somebody else meanwhile; "
@@ -159,18 +153,23 @@ class CertificateSecrets:
         key = self._kept_key(certificate, found)
         if key is None:
             spec = certificate.spec.private_key
-            key = yield from call(
-                KEYS_POOL, self._key_maker.certificate_key, spec.algorithm, key_size(spec), spec.encoding
-            )
+            key = yield from call(POOL, self._key_maker.certificate_key, spec.algorithm, key_size(spec), spec.encoding)
         csr = self._key_maker.csr(key, seen.names, common_name(certificate.spec))
         try:
             self._cluster.create(api.SECRET, _next_key_manifest(certificate, key, csr, asked))
         except AlreadyExists:
             there = self._cluster.get(pem.SECRET_FACTS, meta.namespace, next_key_name(certificate))
             if there is None or not self._reusable(there, certificate, asked, in_use):
-                if there and _belongs(there, certificate):
+                name = f"{meta.namespace}/{next_key_name(certificate)}"
+                if there and not _belongs(there, certificate):
+                    raise PermanentError(
+                        Reason.SECRET_NOT_OWNED,
+                        f"Secret {name} stands where the next key must be stored, and was not made by certbotk8s. "
+                        "Delete it.",
+                    ) from None
+                if there:
                     self._cluster.delete(api.SECRET, meta.namespace, there.metadata.name, uid=there.metadata.uid)
-                raise Conflict(f"Secret {meta.namespace}/{next_key_name(certificate)} is in the way") from None
+                raise Conflict(f"Secret {name} is in the way") from None
 
     def next_key(self, certificate: Certificate) -> tuple[bytes, bytes] | None:
         """(private key PEM, CSR DER) of the issuance under way, by a live read; None when there is none of ours."""

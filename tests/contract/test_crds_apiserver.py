@@ -110,7 +110,7 @@ REFUSED = [
             certificate(privateKey={"algorithm": algorithm, "size": size}),
             f"spec.privateKey.size: Invalid value: an {algorithm} key has",
         )
-        for algorithm, size in [("RSA", 0), ("RSA", 256), ("RSA", 2047), ("RSA", 8193), ("ECDSA", 255), ("ECDSA", 2048)]
+        for algorithm, size in [("RSA", 0), ("RSA", 256), ("RSA", 2047), ("RSA", 8192), ("ECDSA", 255), ("ECDSA", 2048)]
     ),
     ("Certificate", certificate(privateKey={"size": 1024}), "spec.privateKey.size: Invalid value: an RSA key has"),
     (
@@ -263,7 +263,14 @@ ACCEPTED = [
     ),
     *(
         ("Certificate", certificate(privateKey={"algorithm": algorithm, "size": size}))
-        for algorithm, size in [("RSA", 2048), ("RSA", 8192), ("ECDSA", 256), ("ECDSA", 384), ("ECDSA", 521)]
+        for algorithm, size in [
+            ("RSA", 2048),
+            ("RSA", 3072),
+            ("RSA", 4096),
+            ("ECDSA", 256),
+            ("ECDSA", 384),
+            ("ECDSA", 521),
+        ]
     ),
     *(("Certificate", certificate(renewBefore=text)) for text in ("360h", "30m", "30s", "1h30m", "1.5h", "2592000s")),
     ("Certificate", certificate(renewBefore="", renewBeforePercentage=99, commonName="", profile="")),

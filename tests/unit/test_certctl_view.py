@@ -280,6 +280,16 @@ def test_detail_shows_everything_on_harmless_lines() -> None:
     ]
 
 
+def test_detail_says_a_long_sentence_once() -> None:
+    """Where Ready and Issuing carry the same message, the second refers to the first.
+
+    Fails when every condition repeats it.
+    """
+    ready = condition("Ready", "False", Reason.CHALLENGE_FAILED, FAILED["message"])
+    lines = detail_lines(Detail(certificate(ready, FAILED, ends=None), "ready", ()), NOW)
+    assert [line.split("  ")[-1] for line in lines[-2:]] == [FAILED["message"], "as above"]
+
+
 def test_detail_document_gives_no_token_away() -> None:
     """The detail for programs has the order and the history, but no token. Fails when the issuance is dumped whole."""
     found = detail_document(busy(), NOW)
