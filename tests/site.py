@@ -156,15 +156,17 @@ class Site:
             self.issuer_condition("ClusterIssuer", name, "True")
         return name
 
-    def issuer(self, name: str, *, hmac: str | None = None, wait: bool = True, **changes: Any) -> str:
-        """An Issuer with its EAB Secret in this namespace."""
+    def issuer(
+        self, name: str, *, ca: AcmeServer | None = None, hmac: str | None = None, wait: bool = True, **changes: Any
+    ) -> str:
+        """An Issuer with its EAB Secret in this namespace; with `hmac` "" without that Secret."""
         if hmac != "":
             self.put_secret(f"{name}-eab", {"secret": (hmac or self.lab.eab["kid-1"]).encode()})
         manifest = {
             "apiVersion": "certbotk8s.io/v1",
             "kind": "Issuer",
             "metadata": {"name": name},
-            "spec": {"acme": self.acme_spec(name, **changes)},
+            "spec": {"acme": self.acme_spec(name, ca=ca, **changes)},
         }
         self.create(f"{CERTIFICATES}/namespaces/{self.namespace}/issuers", manifest)
         if wait:

@@ -23,14 +23,20 @@ _CA_REASONS = {Reason.ORDER_GONE, Reason.KEY_LOST, Reason.CERTIFICATE_REJECTED}
 def success(seen: Observed, issuance: api.Issuance, facts: api.CertificateFacts) -> tuple[Finding, dict[str, Any]]:
     """The sentence, and the changed fields of the status, after the Secret was written; `facts` of what was written."""
     secret = f"{seen.certificate.metadata.namespace}/{seen.certificate.spec.secret_name}"
+    due = renewal_time(seen.certificate.spec, facts)
     finding = Finding(
         Reason.ISSUED,
         f"Certificate for {listing(seen.names)} from {issuer_name(seen.certificate)} written to Secret {secret}: "
-        f"valid until {when(facts.not_after)}, renews {when(renewal_time(seen.certificate.spec, facts))}",
+        f"valid until {when(facts.not_after)}, renews {when(due)}",
     )
     return finding, {
         "issuer_ref": issuance.issuer_ref,
         "account_uri": issuance.account_uri,
+        # Also when the Secret is gone again: the shortest interval to the next issuance is reckoned from these.
+        "serial_number": facts.serial_number,
+        "not_before": facts.not_before,
+        "not_after": facts.not_after,
+        "renewal_time": due,
         "revision": seen.certificate.status.revision + 1,
         "renew_now": issuance.renew_now,
         "failed_attempts": 0,

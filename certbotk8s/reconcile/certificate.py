@@ -395,13 +395,9 @@ class CertificateReconciler:
             assert seen.secret
             assert seen.secret.certificate
             return Rest(renewal_time(work.certificate.spec, seen.secret.certificate) - seen.now)
-        if (
-            seen.secret
-            and blocked(seen) is None
-            and ownership(seen.secret, seen.certificate, seen.rivals) is Ownership.LEFT
-        ):
-            # Nobody needs to be asked, nor an issuer to be ready, to go on with a Secret that was left behind.
-            return self._take_over(work, seen, self._secrets.live(work.certificate))
+        if blocked(seen) is None and not self._is_ours(seen) and (found := self._secrets.live(work.certificate)):
+            # What is there may do: nobody needs to be asked, nor an issuer to be ready, to take it over.
+            return self._take_over(work, seen, found)
         if held := hold(seen):
             self._say(work, seen, held)
             return Rest(held.until - seen.now if held.until else HELD_LOOK)
@@ -412,7 +408,7 @@ class CertificateReconciler:
         meta = work.certificate.metadata
         if self._cluster.get(api.CERTIFICATE, meta.namespace, meta.name) != work.certificate:
             return Rest(MOMENT)
-        found = self._secrets.live(work.certificate)
+        found = self._secrets.live(work.certificate) if self._is_ours(seen) else None  # the other case was seen above
         if found and ownership(found, work.certificate, seen.rivals) is not Ownership.OURS:
             return self._take_over(work, seen, found)
         if found and need(replace(seen, secret=found)) is None:
@@ -437,9 +433,12 @@ class CertificateReconciler:
         )
         return Outcome.KEY_STORED
 
-    def _take_over(self, work: Work, seen: Observed, found: SecretFacts | None) -> Rest:
+    def _is_ours(self, seen: Observed) -> bool:
+        return seen.secret is not None and ownership(seen.secret, seen.certificate, seen.rivals) is Ownership.OURS
+
+    def _take_over(self, work: Work, seen: Observed, found: SecretFacts) -> Rest:
         """Make the Secret that is there (`found`, live) this Certificate's, if it may; nothing is ordered for that."""
-        if found is None or ownership(found, work.certificate, seen.rivals) in {Ownership.OURS, Ownership.RIVAL}:
+        if ownership(found, work.certificate, seen.rivals) in {Ownership.OURS, Ownership.RIVAL}:
             return Rest(MOMENT)  # the cache is behind
         if refused := self._secrets.claim(seen, found):
             self._say(work, seen, refused)

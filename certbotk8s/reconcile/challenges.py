@@ -102,27 +102,31 @@ class Challenges:
 
     def sweep(self) -> None:
         """Remove what is presented for no order: a crash between an order's end and its clean-up leaves that."""
+        # First what stands, then what is wanted: an order is remembered before its challenges are presented.
+        standing = [(solver, ident) for solver in self._solvers.values() for ident in solver.leftovers()]
         live = {
             _presentation_id(certificate.metadata.uid, certificate.status.issuance.order_url)
             for certificate in self._cluster.store(api.CERTIFICATE).all()
             if certificate.status.issuance
         }
-        for solver in self._solvers.values():
-            for left in [ident for ident in solver.leftovers() if ident not in live]:
-                log.info("Removing challenge %s, which belongs to no order", left)
-                try:
-                    solver.clean_up(left)
-                except (TemporaryError, PermanentError) as error:
-                    log.warning("Challenge %s is left to the next sweep: %s", left, error)
+        for solver, left in [each for each in standing if each[1] not in live]:
+            log.info("Removing challenge %s, which belongs to no order", left)
+            try:
+                solver.clean_up(left)
+            except (TemporaryError, PermanentError) as error:
+                log.warning("Challenge %s is left to the next sweep: %s", left, error)
 
     def _presentations(self, seen: Observed, issuance: Issuance) -> list[tuple[Solver, Presentation]]:
         """What each solver has to serve for the order; its settings are read again from the issuer each time."""
         ident = _presentation_id(seen.certificate.metadata.uid, issuance.order_url)
-        found = []
+        specs: dict[str, SolverSpec] = {}
         for spec in seen.issuer.spec.acme.solvers if seen.issuer else ():
-            mine = tuple(challenge for challenge in issuance.challenges if challenge.solver == _entry_point(spec))
-            if mine and mine[0].solver in self._solvers:
-                found.append((self._solvers[mine[0].solver], Presentation(ident, seen.certificate, spec, mine)))
+            specs.setdefault(_entry_point(spec), spec)  # the first that fits, as it was chosen
+        found = []
+        for name, spec in specs.items():
+            mine = tuple(challenge for challenge in issuance.challenges if challenge.solver == name)
+            if mine and name in self._solvers:
+                found.append((self._solvers[name], Presentation(ident, seen.certificate, spec, mine)))
         return found
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from certbotk8s.domain.api import Issuer
+    from certbotk8s.domain.errors import Problem
     from certbotk8s.ports import Authority, Clock, Cluster, KeyMaker, Steps
     from certbotk8s.reconcile.accounts import Accounts
 
@@ -48,11 +49,12 @@ REFUSED_PAUSE = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Attempt:
-    """The last try to open the account: with what, how it ended, when the next one is due."""
+    """The last try to open the account, which failed: with what, how it ended, when the next one is due."""
 
     generation: int
     binding_version: str
     finding: Finding
+    problem: Problem | None
     errors: int
     due: float
 
@@ -101,6 +103,7 @@ class IssuerReconciler:
         if last and (last.generation, last.binding_version) == (meta.generation, version):
             left = last.due - self._clock.monotonic()
             if left > 0:
+                self._write_failure(key, issuer, last)  # once more, where that did not succeed
                 return timedelta(seconds=left)
         else:
             last = None
@@ -120,16 +123,16 @@ class IssuerReconciler:
             finding, problem, errors = Finding(error.reason, text), error.problem, 1
         except TemporaryError as error:
             errors = last.errors + 1 if last else 1
-            pause = error.retry_after if error.retry_after is not None else rung(STEP_LADDER, errors)
+            pause = error.retry_after or rung(STEP_LADDER, errors)
             why = reason(error.problem) if error.problem else Reason.CA_UNAVAILABLE
             finding, problem = Finding(why, f"{str(error).rstrip('.')}. Tried again by itself"), error.problem
         else:
             self._attempts.pop(key, None)
             return None
-        self._attempts[key] = Attempt(meta.generation, version, finding, errors, self._due(pause))
+        attempt = Attempt(meta.generation, version, finding, problem, errors, self._due(pause))
+        self._attempts[key] = attempt
         self._accounts.close(key)
-        last_problem = api.LastProblem(problem.type, problem.words()[:1024]) if problem else None
-        self._write(key, issuer, finding, ready=False, last_problem=last_problem)
+        self._write_failure(key, issuer, attempt)
         return pause
 
     def _due(self, pause: timedelta) -> float:
@@ -164,12 +167,17 @@ class IssuerReconciler:
                 f"Secret {secret.key}, which spec.acme.privateKeySecretRef names, has no member {member}.",
             )
         uri = secret.metadata.annotations.get(api.ANNOTATION_ACCOUNT_URI, "")
-        known = uri and pem.secret_value(secret.data, SERVER_KEY).decode(errors="replace") == acme.server
+        known = (
+            uri
+            and pem.secret_value(secret.data, SERVER_KEY).decode(errors="replace") == acme.server
+            and not self._accounts.is_doubted(key, uri)
+        )
         bound = next((account.bound_key_id for account in issuer.status.accounts if account.uri == uri), "")
         if not known:
             uri, bound = yield from self._register(key, issuer, server, key_pem, binding_secret)
             self._keep_uri(secret, uri, acme.server)
-        if not known or issuer_ready(issuer) is None:
+        ready = issuer_ready(issuer)
+        if not known or ready is None or ready.status != "True":
             # Of a new or changed spec the profile is checked; an account reopened after a restart asks nothing.
             yield from self._check_profile(issuer, server)
         session = self._authority.session(server, key_pem, uri)
@@ -194,11 +202,11 @@ class IssuerReconciler:
         """(account URI, key id bound to) of the account of this key, found or made."""
         acme = issuer.spec.acme
         asked = acme.external_account_binding
-        binding = self._binding(key, asked, binding_secret) if asked else None
         directory = yield from call(acme.server, self._authority.directory, server)
         uri = yield from call(acme.server, self._authority.find_account, server, key_pem)
         if uri:
             return uri, asked.key_id if asked else ""
+        binding = self._binding(key, asked, binding_secret) if asked else None
         if directory.external_account_required and binding is None:
             raise PermanentError(
                 Reason.EAB_REQUIRED,
@@ -273,6 +281,11 @@ class IssuerReconciler:
         )
 
     # --- saying it ----------------------------------------------------------------------------------------------------
+
+    def _write_failure(self, key: Key, issuer: Issuer, attempt: Attempt) -> None:
+        problem = attempt.problem
+        last_problem = api.LastProblem(problem.type, problem.words()[:1024]) if problem else None
+        self._write(key, issuer, attempt.finding, ready=False, last_problem=last_problem)
 
     def _write(self, key: Key, issuer: Issuer, finding: Finding, *, ready: bool, **changes: Any) -> None:
         meta, now = issuer.metadata, self._clock.now()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,7 +17,7 @@ import msgspec
 from certbotk8s.domain import api, pem
 from certbotk8s.domain.errors import AlreadyExists, Conflict, PermanentError
 from certbotk8s.domain.names import common_name
-from certbotk8s.domain.plan import Finding, Ownership, adoption_asked, key_size, misfit, ownership
+from certbotk8s.domain.plan import Finding, Ownership, adoption_asked, key_size, misfit, ownership, when
 from certbotk8s.domain.reasons import Reason
 from certbotk8s.ports import call
 from certbotk8s.reconcile.indexes import BY_OWNER
@@ -24,6 +25,7 @@ from certbotk8s.reconcile.status import report
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from datetime import datetime
 
     from certbotk8s.domain.api import Certificate, Issuance, SecretFacts
     from certbotk8s.domain.plan import Observed
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
 
 # Making a key has a pool of its own: RSA costs 0.1 s and more.
 POOL = "keys"
+
+# A Secret that somebody else rewrites this often in this time is left alone: two controllers would go on for ever.
+REWRITES = 5
+REWRITES_WINDOW = timedelta(minutes=10)
 
 
 def next_key_name(certificate: Certificate) -> str:
@@ -58,6 +64,7 @@ class CertificateSecrets:
     def __init__(self, cluster: Cluster, key_maker: KeyMaker) -> None:
         self._cluster = cluster
         self._key_maker = key_maker
+        self._claimed: dict[str, list[datetime]] = {}
 
     # --- the tls Secret -----------------------------------------------------------------------------------------------
 
@@ -83,6 +90,8 @@ class CertificateSecrets:
                     f"Secret {found.key} was not made by certbotk8s and is not adopted, since it does not fit. "
                     f"{lack.message}. Delete it or choose another secretName",
                 )
+        if fight := self._fight(found.key, seen.now):
+            return fight
         meta = found.metadata
         raw = self._cluster.get(api.SECRET, meta.namespace, meta.name)
         if raw is None or raw.metadata.resource_version != meta.resource_version:
@@ -100,6 +109,19 @@ class CertificateSecrets:
             f"Secret {found.key} is taken over as it is; nothing was ordered",
         )
         return None
+
+    def _fight(self, secret: str, now: datetime) -> Finding | None:
+        """Whether somebody else undoes what is written to a Secret; counts this writing of it."""
+        times = [time for time in self._claimed.get(secret, []) if now - time < REWRITES_WINDOW]
+        if len(times) < REWRITES:
+            self._claimed[secret] = [*times, now]
+            return None
+        until = times[0] + REWRITES_WINDOW
+        return Finding(
+            Reason.SECRET_CONFLICT,
+            f"Somebody else changed Secret {secret} {len(times)} times in 10 minutes, so that it is left alone until "
+            f"{when(until)}. See who writes it: kubectl get secret --show-managed-fields",
+        )
 
     def install(self, seen: Observed, chain: bytes, key: bytes, issuance: Issuance) -> None:
         """Write a checked certificate and its key; raises PermanentError when the Secret is not ours to write."""

@@ -261,3 +261,21 @@ def test_key_kinds(site: Site, issuer: str, suffix: str, algorithm: str, size: i
     text = base64.b64decode(after["data"]["tls.key"]).decode()
     assert ("BEGIN PRIVATE KEY" in text) == (encoding == "PKCS8")
     assert site.leaf("web").public_key().key_size == size  # type: ignore[union-attr]
+
+
+def test_a_fight_over_a_secret_ends(lab: Lab, site: Site, issuer: str, suffix: str) -> None:
+    """A Secret of which somebody else removes our label again and again is left alone after five times, unordered.
+
+    Mutation: drop `_fight` from `claim`, and the controller writes for ever.
+    """
+    site.certificate("web", [f"web.{suffix}"], issuer)
+    site.ready("web")
+    mark = lab.mark()
+    for _ in range(7):
+        lab.kubectl("-n", site.namespace, "label", "secret", "web", "certbotk8s.io/role-")
+        time.sleep(0.5)
+    found = site.condition("web", "Ready", "False", "SecretConflict")
+    assert f"Secret {site.namespace}/web 5 times" in found["message"]
+    writes = [w for w in lab.kube_writes(mark) if (w.resource, w.name) == ("secrets", "web")]
+    assert len(writes) == 5
+    assert lab.orders(mark) == 0

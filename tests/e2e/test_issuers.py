@@ -150,16 +150,7 @@ def test_every_form_of_an_hmac_key(site: Site, issuer: str, picky: AcmeServer, f
     text = HMAC_FORMS[form](HMAC_KEY)
     assert (b"+" in text and b"/" in text) or (b"-" in text and b"_" in text)
     before = picky.mark()
-    # The profile's check and the TLS roots are this CA's.
-    site.put_secret("ca-eab", {"secret": text})
-    manifest = {
-        "apiVersion": "certbotk8s.io/v1",
-        "kind": "Issuer",
-        "metadata": {"name": "ca"},
-        "spec": {"acme": site.acme_spec("ca", ca=picky)},
-    }
-    site.create(f"{CERTIFICATES}/namespaces/{site.namespace}/issuers", manifest)
-    site.issuer_condition("Issuer", "ca", "True", "AccountRegistered")
+    site.issuer("ca", hmac=text.decode(), ca=picky)
     assert picky.requests(before).count(NEW_ACCOUNT) == 2
 
 
@@ -265,22 +256,21 @@ def test_an_account_outlives_its_issuer(lab: Lab, site: Site, issuer: str) -> No
 def test_a_restart_asks_the_ca_nothing(
     lab: Lab, site: Site, controller: Controller, issuer: str, suffix: str
 ) -> None:
-    """For Issuers that are ready a restarted controller asks the CA nothing, and their accounts are open.
+    """For an Issuer that is ready a restarted controller asks the CA nothing, and its account is open.
 
     Mutation: do not write the account's URI beside its key in `_keep_uri`.
     """
-    site.issuer("ca")
-    mark = lab.mark()
-    controller.restart()
-    controller.wait_ready()
-    time.sleep(A_WHILE)
-    assert lab.acme_requests(mark) == []
-    site.certificate("own", [f"own.{suffix}"], "ca", kind="Issuer")
-    site.certificate("shared", [f"shared.{suffix}"], issuer)
-    site.ready("own")
-    site.ready("shared")
-    assert new_accounts(lab, mark) == 0
-    assert lab.orders(mark) == 2
+    with start_pebble(lab) as ca:
+        site.issuer("ca", ca=ca)
+        mark = ca.mark()
+        controller.restart()
+        controller.wait_ready()
+        time.sleep(A_WHILE)
+        assert ca.requests(mark) == []
+        site.certificate("web", [f"web.{suffix}"], "ca", kind="Issuer")
+        site.ready("web")
+        assert ca.requests(mark).count(NEW_ACCOUNT) == 0
+        assert ca.orders(mark) == 1
 
 
 def test_a_wrong_ca_bundle(lab: Lab, site: Site, issuer: str) -> None:
@@ -324,17 +314,25 @@ def test_a_server_that_is_no_acme_directory(lab: Lab, site: Site, issuer: str) -
     site.issuer_condition("Issuer", "ca", "True")
 
 
-def test_an_unknown_profile(site: Site, issuer: str) -> None:
-    """A profile that the CA does not offer is refused with those that it offers.
+def test_an_unknown_profile(site: Site, controller: Controller, issuer: str) -> None:
+    """A profile that the CA does not offer is refused with those that it offers, after a restart too; another one
+    makes the Issuer ready, and what its account is bound to is not forgotten.
 
-    Mutation: drop `_check_profile`.
+    Mutation: drop `_check_profile`, or check the profile only where there is no condition yet.
     """
+    says = "no profile tlsserver. Its profiles: default and shortlived."
     site.issuer("ca", wait=False, profile="tlsserver")
-    found = site.issuer_condition("Issuer", "ca", "False", "UnknownProfile")
-    assert "no profile tlsserver. Its profiles: default and shortlived." in found["message"]
-    site.event("ca", "UnknownProfile", kind="Issuer")
+    site.issuer_condition("Issuer", "ca", "False", "UnknownProfile", says)
+    site.event("ca", "UnknownProfile", says, kind="Issuer")
+    controller.restart()
+    controller.wait_ready()
+    site.certificate("web", ["web.example.test"], "ca", kind="Issuer")
+    site.condition("web", "Ready", "False", "IssuerNotReady", says)
+    time.sleep(1)
+    site.issuer_condition("Issuer", "ca", "False", "UnknownProfile", says)
+    site.delete(site.certificate_path("web"))
     change(site, "ca", profile="shortlived")
-    site.issuer_condition("Issuer", "ca", "True")
+    site.issuer_condition("Issuer", "ca", "True", text="bound to key id kid-1")
 
 
 def test_a_ca_that_is_away(lab: Lab, site: Site, issuer: str, suffix: str) -> None:

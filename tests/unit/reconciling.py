@@ -22,12 +22,11 @@ from certbotk8s.domain import api, pem
 from certbotk8s.domain.errors import Conflict, PermanentError, TemporaryError
 from certbotk8s.main import Controller
 from certbotk8s.ports import Key
-from certbotk8s.reconcile import certificate as certificates
 from certbotk8s.reconcile.accounts import Accounts
 from certbotk8s.reconcile.certificate import CertificateReconciler
-from certbotk8s.reconcile.ingress import BY_INGRESS, IngressReconciler, by_ingress
+from certbotk8s.reconcile.indexes import CERTIFICATE_INDEXES, SECRET_INDEXES
+from certbotk8s.reconcile.ingress import IngressReconciler
 from certbotk8s.reconcile.issuer import IssuerReconciler
-from certbotk8s.reconcile.secrets import BY_OWNER, by_owner
 from tests.fakes.ca import FakeAuthority, FakeCA
 from tests.fakes.clock import FakeClock
 from tests.fakes.cluster import ApiServer, FakeCluster
@@ -98,19 +97,13 @@ class Process(Controller):
         self.failures: dict[Key, int] = {}
         self._certificates = self.cluster.watch(
             api.CERTIFICATE,
-            indexes={
-                certificates.BY_SECRET: certificates.by_secret,
-                certificates.BY_ISSUER: certificates.by_issuer,
-                certificates.BY_ORDER_SET: certificates.by_order_set,
-                certificates.BY_TOKEN: certificates.by_token,
-                BY_INGRESS: by_ingress,
-            },
+            indexes=CERTIFICATE_INDEXES,
             on_change=self._certificate_changed,
         )
         self.cluster.watch(
             pem.SECRET_FACTS,
             label_selector=f"{api.LABEL_ROLE} in ({api.ROLE_TLS},{api.ROLE_NEXT_KEY})",
-            indexes={BY_OWNER: by_owner},
+            indexes=SECRET_INDEXES,
             on_change=self._secret_changed,
         )
         for kind in api.ISSUER_KINDS.values():
@@ -145,22 +138,16 @@ class Process(Controller):
 
     def work(self, key: Key) -> None:
         """One reconcile, as a worker drives it."""
-        try:
-            again = self._drive(self.reconcilers[key.kind](key))
-        except (TemporaryError, PermanentError) as error:
-            failures = self.failures[key] = self.failures.get(key, 0) + 1
-            after = error.retry_after if isinstance(error, TemporaryError) else None
-            self.queue.add_after(key, after.total_seconds() if after else min(0.005 * 2.0**failures, 1000.0))
-        else:
-            self.failures.pop(key, None)
-            if again is not None:
-                self.queue.add_after(key, again.total_seconds())
+        for _ in self.turns(key):
+            pass
 
-    def _drive(self, steps: Steps) -> timedelta | None:
+    def turns(self, key: Key) -> Iterator[None]:
+        """One reconcile that pauses before each call that it yields, so that others may come in between."""
+        steps = self.reconcilers[key.kind](key)
         try:
             call = next(steps)
             while True:
-                self._world.between()
+                yield
                 try:
                     answer = call.function()
                 except Exception as error:
@@ -168,8 +155,13 @@ class Process(Controller):
                 else:
                     call = steps.send(answer)
         except StopIteration as end:
-            again: timedelta | None = end.value
-            return again
+            self.failures.pop(key, None)
+            if end.value is not None:
+                self.queue.add_after(key, end.value.total_seconds())
+        except (TemporaryError, PermanentError) as error:
+            failures = self.failures[key] = self.failures.get(key, 0) + 1
+            after = error.retry_after if isinstance(error, TemporaryError) else None
+            self.queue.add_after(key, after.total_seconds() if after else min(0.005 * 2.0**failures, 1000.0))
 
     def settle(self, horizon: float = 120.0) -> None:
         """Work until nothing is due within `horizon` seconds of now; the clock moves from due time to due time."""
@@ -243,7 +235,6 @@ class World:
         self.authority = FakeAuthority.of(self.ca)
         self.solvers = SOLVERS if solvers is None else solvers
         self.broken_pairs: list[str] = []
-        self.between: Callable[[], None] = lambda: None
         self.effects = Effects()
         self.ca.before = lambda kind, _url: self.effects.before(kind)
         self.ca.after = lambda _kind, _url: self.effects.after()
@@ -256,10 +247,15 @@ class World:
     def start(self) -> Process:
         """A controller from nothing but what is stored; whichever ran before is dead."""
         self.api.watchers[:] = [self._check_pairs]
-        self.process = Process(self)
-        self.cluster.before = self._before_write
-        self.cluster.after = lambda verb, *_: None if verb == "get" else self.effects.after()
+        self.process = self.second()
         return self.process
+
+    def second(self) -> Process:
+        """One more controller that thinks itself the leader."""
+        process = Process(self)
+        process.cluster.before = self._before_write
+        process.cluster.after = lambda verb, *_: None if verb == "get" else self.effects.after()
+        return process
 
     def _before_write(self, verb: str, kind: str, namespace: str, name: str) -> None:
         if verb != "get":

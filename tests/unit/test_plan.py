@@ -22,6 +22,7 @@ from certbotk8s.domain.plan import (
     Observed,
     Ownership,
     adoption_asked,
+    blocked,
     conditions,
     hold,
     issuer_name,
@@ -148,12 +149,14 @@ def test_a_wish_to_renew_is_said_before_the_time_of_renewal() -> None:
         ("2", "1", Reason.RENEW_NOW),
         ("1", "1", None),
         ("", "1", None),
+        ("x" * 300, "", Reason.RENEW_NOW),
+        ("x" * 300, "x" * 256, None),
     ],
 )
 def test_each_new_value_of_renew_now_orders_once(asked: str, done: str, expected: Reason | None) -> None:
-    """A value that was ordered for, or none, orders nothing.
+    """A value that was ordered for, or none, orders nothing; one too long for status orders once all the same.
 
-    Mutation: compare with the empty value only.
+    Mutation: compare with the empty value only, or with the whole of a long one.
     """
     marks = {api.ANNOTATION_RENEW_NOW: asked} if asked else {}
     assert found(need(observed(certificate(annotations=marks, status={"renew_now": done})))) is expected
@@ -365,6 +368,16 @@ def test_every_hold_is_tested() -> None:
     assert len(HOLDS) + 1 == len(HELD)
 
 
+@pytest.mark.parametrize("reason", HELD)
+def test_what_blocks_even_taking_a_secret_over(reason: Reason) -> None:
+    """A Secret that was left behind is taken over without issuer and during a back-off, but not from a rival.
+
+    Mutation: ask every hold.
+    """
+    blocking = {Reason.INVALID_SPEC, Reason.SECRET_CONFLICT}
+    assert found(blocked(observed(**HELD[reason]))) is (reason if reason in blocking else None)
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [pair for pair in combinations(HELD, 2) if not set(HELD[pair[0]]) & set(HELD[pair[1]])],
@@ -515,24 +528,27 @@ def test_a_back_off_keeps_the_sentence_of_the_failure() -> None:
     assert finding == Finding(Reason.CHALLENGE_FAILED, "CA got 404. Next attempt 2026-11-20 10:00 UTC.", NOW + HOUR)
 
 
-@pytest.mark.parametrize(
-    ("conditions_", "reason", "words"),
-    [
-        ((), Reason.BACKING_OFF, "Next attempt 2026-11-20 10:00 UTC."),
-        ((condition("Issuing", "False", "FromTheFuture", "Said."),), Reason.BACKING_OFF, "Said."),  # type: ignore[arg-type]
-    ],
-)
-def test_a_back_off_without_a_known_condition(
-    conditions_: tuple[api.Condition, ...], reason: Reason, words: str
-) -> None:
-    """A lost condition, or a reason of another version of this program, still leaves a sentence.
+FUTURE: Any = "FromTheFuture"
 
-    Mutation: take the condition for granted.
+
+@pytest.mark.parametrize(
+    ("outcome", "said_now"),
+    [
+        (Reason.CHALLENGE_FAILED, ()),
+        (Reason.CHALLENGE_FAILED, (condition("Issuing", "False", Reason.ISSUER_NOT_READY, "Waiting for the issuer."),)),
+        (FUTURE, (condition("Issuing", "False", FUTURE, "Said by another version."),)),
+    ],
+    ids=["nothing", "something else", "by another version"],
+)
+def test_a_back_off_speaks_for_itself(outcome: str, said_now: tuple[api.Condition, ...]) -> None:
+    """Where the condition does not speak of the failure, the back-off says what failed and when it goes on.
+
+    Mutation: repeat whatever the condition says.
     """
-    of = failed()
-    of = structs.replace(of, status=structs.replace(of.status, conditions=conditions_))
-    finding = hold(observed(of))
-    assert finding == Finding(reason, words, NOW + HOUR)
+    of = failed(order=recent_order(outcome))
+    finding = hold(observed(structs.replace(of, status=structs.replace(of.status, conditions=said_now))))
+    words = f"The last attempt failed ({outcome}). Next attempt 2026-11-20 10:00 UTC"
+    assert finding == Finding(Reason.BACKING_OFF, words, NOW + HOUR)
 
 
 @pytest.mark.parametrize(
@@ -678,6 +694,22 @@ def test_what_is_not_ready_says_why_in_both(*, issuing: bool) -> None:
     assert said(after, "Ready") == ("False", Reason.SECRET_MISSING, "There is no Secret shop/web-tls yet")
 
 
+@pytest.mark.parametrize("reason", [Reason.CHALLENGE_FAILED, Reason.SAME_NAMES, Reason.ISSUED])
+def test_what_is_over_is_not_said_for_ever(reason: Reason) -> None:
+    """Once nothing is wanted any more, Issuing no longer speaks of what went wrong, only of what was issued.
+
+    Mutation: leave Issuing as it was.
+    """
+    of = certificate(status={"conditions": (condition("Issuing", "True", reason, "Said then."),)})
+    after = said(conditions(observed(of), issuing=False, finding=None), "Issuing")
+    if reason is Reason.ISSUED:
+        assert after == ("True", Reason.ISSUED, "Said then.")
+    else:
+        assert after[:2] == ("False", Reason.READY)
+    lasting = conditions(observed(of, secret=None), issuing=False, finding=None)
+    assert said(lasting, "Issuing") == ("True", reason, "Said then.")
+
+
 def test_a_transition_is_a_change_of_status() -> None:
     """The transition time stays while the status does, whatever the words, and moves to the second when it changes.
 
@@ -801,9 +833,9 @@ ACCOUNT = "https://ca.test/acct/1"
 
 
 def test_order_sets_tell_orders_apart_as_cas_do() -> None:
-    """Account, profile and set of names make an order the same at the CA, whoever asks for it and with what key.
+    """Server, account, profile and names make an order the same at the CA, whoever asks for it and with what key.
 
-    Mutation: leave one of the three out, or put the key in.
+    Mutation: leave one of the four out, or put the key in.
     """
     one = order_set(observed(PAIR), ACCOUNT)
     other = certificate("other", namespace="blog", names=("b.test", "A.test"), key=api.PrivateKeySpec("RSA"))
@@ -813,7 +845,8 @@ def test_order_sets_tell_orders_apart_as_cas_do() -> None:
         order_set(observed(PAIR), "https://ca.test/acct/2"),
         order_set(spec(profile="shortlived"), ACCOUNT),
         order_set(spec(dns_names=("a.test",)), ACCOUNT),
+        order_set(observed(PAIR, issuer=issuer(server="https://another.test/dir")), ACCOUNT),
     ]
-    assert len({one, *different}) == 4
+    assert len({one, *different}) == 5
     by_issuer = order_set(observed(PAIR, issuer=issuer(profile="shortlived")), ACCOUNT)
     assert by_issuer == different[1]
