@@ -17,7 +17,8 @@ from certbotk8s.ca.jws import AccountKey, account_key, is_nonce
 from certbotk8s.ca.resources import parse_authorization, parse_directory, parse_error, parse_json, parse_order
 from certbotk8s.ca.transport import READ_SECONDS, Address, Answer, Transport, address
 from certbotk8s.domain.errors import PermanentError, TemporaryError
-from certbotk8s.domain.problems import Place, judge, listed
+from certbotk8s.domain.names import listing
+from certbotk8s.domain.problems import Place, judge
 from certbotk8s.domain.reasons import Reason
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Session:
         payload: dict[str, Any] = {"identifiers": [identifier._asdict() for identifier in identifiers]}
         if profile:
             payload["profile"] = profile
-        doing = f"placing an order for {listed([identifier.value for identifier in identifiers])}"
+        doing = f"placing an order for {listing(identifier.value for identifier in identifiers)}"
         url = self._server.directory().new_order
         answer = self._post(url, payload, doing, place=Place.ENDPOINT, seconds=SLOW_SECONDS)
         location = _location(answer)
@@ -209,11 +210,11 @@ class _AcmeServer:
         }
         missing = [name for name in ("newNonce", "newAccount", "newOrder") if not named[name]]
         if missing:
-            raise _no_directory(self._url, f"it does not name {listed(missing)}")
+            raise _no_directory(self._url, f"it does not name {listing(missing)}")
         targets = {name: address(url) for name, url in named.items() if url}
         unusable = [name for name, found in targets.items() if found is None]
         if unusable:
-            raise _no_directory(self._url, f"its {listed(unusable)} is not a plain https URL: {named[unusable[0]]}")
+            raise _no_directory(self._url, f"its {listing(unusable)} is not a plain https URL: {named[unusable[0]]}")
         self._known = directory, frozenset(found.origin for found in (target, *targets.values()) if found)
         return directory
 

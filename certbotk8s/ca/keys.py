@@ -82,8 +82,10 @@ class Keys:
             raise PermanentError(
                 Reason.INVALID_SPEC, f"These names cannot stand in a certificate request: {error}."
             ) from error
-        digest = _DIGESTS.get(key.key_size, hashes.SHA256())
-        csr = builder.sign(key, digest)
+        try:
+            csr = builder.sign(key, _DIGESTS.get(key.key_size, hashes.SHA256()))
+        except ValueError as error:
+            raise _lost() from error
         if not csr.is_signature_valid:
             raise _lost()
         return csr.public_bytes(Encoding.DER)

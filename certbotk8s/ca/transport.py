@@ -134,9 +134,8 @@ class Transport:
                     # The read timeout is one of silence; a server that sends a byte now and then must end as well.
                     if self._clock.monotonic() > deadline:
                         raise TimeoutError
-                response.release_conn()
             finally:
-                response.close()
+                response.close()  # one that was read to its end has given its connection back already
         after = retry_after(response.headers.get("Retry-After", ""), self._clock.now())
         return Answer(address.url, response.status, response.headers, bytes(received), after)
 

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _REQUEST_SECONDS = 5.0
 _AT_ONCE = 16
+_LOOKS_FOR_STOP = 0.1  # seconds
 
 
 class Health:
@@ -41,7 +42,9 @@ class Health:
     ) -> None:
         host, _, port = listen.rpartition(":")
         self._server = _Server((host.strip("[]"), int(port)), sick, unready, registry)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(_LOOKS_FOR_STOP,), name="health", daemon=True
+        )
 
     @property
     def port(self) -> int:
@@ -65,6 +68,7 @@ class _Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 64
 
     def __init__(
         self,

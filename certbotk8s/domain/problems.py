@@ -11,18 +11,17 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from certbotk8s.domain.errors import PermanentError, TemporaryError
+from certbotk8s.domain.names import listing
 from certbotk8s.domain.reasons import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from datetime import timedelta
 
     from certbotk8s.domain.errors import Problem
 
 _WORDS_LIMIT = 1500
 _ANY = -1  # any other status
-# Of errors that are found in what the CA sent, and not told by it.
-_CA_REASONS = frozenset({Reason.CA_REFUSED, Reason.CERTIFICATE_REJECTED, Reason.DIRECTORY_INVALID, Reason.ORDER_GONE})
 
 
 class Side(StrEnum):
@@ -209,9 +208,9 @@ def judge(
     """
     rule = _rule(problem, place)
     advice = rule.advice.format(
-        names=listed(problem.identifiers()) or "the name",
+        names=listing(problem.identifiers()) or "the name",
         instance=problem.instance or "the address that it gives",
-        algorithms=listed(problem.algorithms) or "not said",
+        algorithms=listing(problem.algorithms) or "not said",
     )
     begun = doing[:1].upper() + doing[1:]
     if rule.temporary and problem.status:
@@ -226,21 +225,9 @@ def side(problem: Problem) -> Side:
     return _rule(problem, Place.RESOURCE).side
 
 
-def is_ca_side(error: PermanentError) -> bool:
-    """Whether the CA has failed, and not the name, the account or the spec: another issuer may help, and soon."""
-    return side(error.problem) is Side.CA if error.problem else error.reason in _CA_REASONS
-
-
 def reason(problem: Problem) -> Reason:
     """The reason to show while a problem is waited out: RateLimited, CAUnavailable or the table's own."""
     return _rule(problem, Place.RESOURCE).reason
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names for a sentence: at most three, and how many more. "" for none."""
-    if len(names) > 4:
-        return f"{', '.join(names[:3])} and {len(names) - 3} more"
-    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def _rule(problem: Problem, place: Place) -> Rule:

@@ -123,10 +123,12 @@ class FakeCA:
 
     `requests` are the calls in order, by kind: directory, findAccount, newAccount, newOrder, order, authorization,
     answer, finalize, certificate, deactivate. `before` and `after` are called around each with its kind and URL; what
-    they raise comes out of it, and `after` raises when the CA has acted. `preauthorized` names need no challenge.
-    `validate(name, token)` is asked when a challenge is answered: a Problem fails it, None passes it. While
-    `holds_validation`, answered challenges stay `processing`; while `holds_issuance`, finalized orders do. Otherwise a
-    finalized order is `processing` for `looks_until_valid` looks.
+    they raise comes out of it, and `after` raises when the CA has acted. `preauthorized` names need no challenge;
+    `refused` ones cannot be ordered.
+    `ordered` is called with each new order, `alter` with what is about to be signed. `validate(name, token)` is asked
+    when a challenge is answered: a Problem fails it, None passes it. While `holds_validation`, answered challenges stay
+    `processing`; while `holds_issuance`, finalized orders do. Otherwise a finalized order is `processing` for
+    `looks_until_valid` looks.
     """
 
     def __init__(self, clock: Clock, url: str = "https://ca.example.test/directory") -> None:
@@ -135,6 +137,7 @@ class FakeCA:
         self.external_accounts: dict[str, str] = {}
         self.profiles: dict[str, str] = {}
         self.preauthorized: set[str] = set()
+        self.refused: set[str] = set()
         self.challenge_types: tuple[str, ...] = ("http-01", "dns-01")
         self.reuses_orders = True
         self.reuses_authorizations = True
@@ -145,6 +148,7 @@ class FakeCA:
         self.life = LIFE
         self.validate: Callable[[str, str], Problem | None] = lambda _name, _token: None
         self.alter: Callable[[Leaf], Leaf] = lambda leaf: leaf
+        self.ordered: Callable[[FakeOrder], None] = lambda _order: None
         self.before: Callable[[str, str], None] = lambda _kind, _url: None
         self.after: Callable[[str, str], None] = lambda _kind, _url: None
         self.requests: list[str] = []
@@ -173,6 +177,10 @@ class FakeCA:
     def pending_authorizations(self) -> list[FakeAuthorization]:
         """The authorizations that still wait for an answer."""
         return [authorization for authorization in self._authorizations.values() if authorization.status == "pending"]
+
+    def validated(self, name: str) -> bool:
+        """Whether an account holds a valid authorization for that name."""
+        return any(one.status == "valid" and one.identifier.value == name for one in self._authorizations.values())
 
     def forget_orders(self) -> None:
         """Every order is gone: it answers 404 from now on."""
@@ -248,7 +256,7 @@ class FakeCA:
             right = self.external_accounts.get(binding.key_id)
             if not right or signed != key.bind(replace(binding, hmac_key=right.encode()), new_account):
                 raise judge(
-                    Problem("unauthorized", "The binding is not known, or its MAC is wrong.", 403),
+                    Problem("unauthorized", "The binding is not known, or its MAC is wrong", 403),
                     retry_after=None,
                     doing=f"registering an account with external account binding {binding.key_id}",
                     place=Place.BINDING,
@@ -264,6 +272,10 @@ class FakeCA:
         wanted = tuple(sorted(set(identifiers)))
         if profile and profile not in self.profiles:
             raise _refused(Problem("invalidProfile", f"No profile {profile}.", 400), "placing an order", Place.ENDPOINT)
+        for kind, name in wanted:
+            if name in self.refused:
+                problem = Problem("rejectedIdentifier", f"No certificates for {name}.", 400, identifier=name)
+                raise _refused(problem, f"placing an order for {kind} {name}", Place.ENDPOINT)
         for order in self.orders.values() if self.reuses_orders else ():
             same = (order.account, order.identifiers, order.profile) == (account, wanted, profile)
             if same and order.status in {"pending", "ready"} and order.expires > self._clock.now():
@@ -272,6 +284,7 @@ class FakeCA:
         expires = self._clock.now() + ORDER_LIFE
         authorizations = [self._authorize(account, identifier) for identifier in wanted]
         order = self.orders[url] = FakeOrder(url, account, wanted, profile, authorizations, expires)
+        self.ordered(order)
         return order
 
     def _authorize(self, account: str, identifier: Identifier) -> FakeAuthorization:

@@ -270,6 +270,12 @@ class World:
         """Let the controller work."""
         self.process.settle(horizon)
 
+    def live(self, seconds: float) -> None:
+        """Let the controller work, and that much time pass."""
+        end = self.clock.monotonic() + seconds
+        self.process.settle(seconds)
+        self.clock.advance(max(0.0, end - self.clock.monotonic()))
+
     def ready(self, *, names: tuple[str, ...] = (NAME,), **spec: Any) -> World:
         """With an Issuer `ca` and a Ready Certificate shop/web-tls."""
         self.issuer()
@@ -346,11 +352,12 @@ class World:
         return plain
 
     def set_status(self, name: str = "web-tls", **changes: Any) -> None:
-        """Somebody writes into a Certificate's status; issuance=None removes it."""
+        """Somebody writes into a Certificate's status in our field manager's name; issuance=None removes it."""
         raw = self.raw(api.CERTIFICATE, name)
         status = {**raw.get("status", {}), **changes}
         raw["status"] = {key: value for key, value in status.items() if value is not None}
-        self.api.put(api.CERTIFICATE, raw)
+        raw["metadata"] = {"name": name, "namespace": SHOP}
+        self.api.apply(api.CERTIFICATE, raw, subresource="status")
 
     def annotate(self, name: str = "web-tls", **annotations: str) -> None:
         """Annotate a Certificate; annotations without their prefix and with _ for -."""

@@ -15,7 +15,7 @@ from certbotk8s.domain.acme import Identifier
 from certbotk8s.domain.errors import PermanentError, TemporaryError
 from certbotk8s.domain.reasons import Reason
 from certbotk8s.ports import Binding, Server
-from tests.fakes.acme_server import DIRECTORY, NEW_ACCOUNT, NEW_NONCE, NEW_ORDER, AcmeServer, Reply
+from tests.fakes.acme_server import DIRECTORY, NEW_ACCOUNT, NEW_NONCE, NEW_ORDER, AcmeServer, Received, Reply
 from tests.fakes.clock import FakeClock
 from tests.lab.pki import Authority as PrivateCA
 
@@ -346,7 +346,8 @@ def test_what_registration_sends(ca: AcmeServer, authority: Authority, server: S
     authority.register(server, KEY, "admin@example.test", Binding("kid-1", b"c2VjcmV0LXNlY3JldC1zZWNyZXQ"))
     payload = json.loads(ca.requests[-1].payload)
     assert payload["contact"] == ["mailto:admin@example.test"]
-    assert set(payload["externalAccountBinding"]) == {"protected", "payload", "signature"}
+    header = Received("", "", {}, json.dumps(payload["externalAccountBinding"]).encode()).protected
+    assert header == {"alg": "HS256", "kid": "kid-1", "url": ca.origin + NEW_ACCOUNT}
     assert ca.requests[-1].protected["url"] == ca.origin + NEW_ACCOUNT
 
 

@@ -115,6 +115,12 @@ def test_names_that_no_certificate_can_hold(names: list[str], common_name: str) 
     assert caught.value.reason is Reason.INVALID_SPEC
 
 
+# Modulus 15: what signs with it can hold no digest.
+TINY_RSA_KEY = (
+    b"-----BEGIN RSA PRIVATE KEY-----\nMBsCAQACAQ8CAQMCAQMCAQUCAQMCAQECAQECAQI=\n-----END RSA PRIVATE KEY-----\n"
+)
+
+
 def tampered_rsa_key() -> bytes:
     """An RSA key whose private exponents do not fit its public key."""
     whole = rsa.generate_private_key(65537, 2048).private_numbers()
@@ -132,13 +138,15 @@ def tampered_rsa_key() -> bytes:
         b"x" * 20_000,
         EC_KEY[:100],
         ed25519.Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+        EC_KEY + b"\n" * 20_000,
         tampered_rsa_key(),
+        TINY_RSA_KEY,
     ],
 )
 def test_a_key_that_cannot_be_used_is_lost(pem: bytes) -> None:
     """A stored key that was cut, exchanged or tampered with ends as KeyLost, and nothing of it is shown.
 
-    Mutation: leave out the check of the request's own signature.
+    Mutation: leave out the check of the request's own signature, or of the length of the PEM.
     """
     with pytest.raises(PermanentError) as caught:
         KEYS.csr(pem, ["a.test"], "")

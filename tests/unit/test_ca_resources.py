@@ -97,6 +97,15 @@ def test_a_lawful_order() -> None:
     assert order.error == Problem("caa", "no")
 
 
+@pytest.mark.parametrize("expires", ["", None, 7, "soon", "2026-13-01T00:00:00Z", "0001-01-01T00:00:00+23:59", []])
+def test_what_is_no_time(expires: Any) -> None:
+    """An `expires` that is no time of RFC 3339, or none that can be told in UTC, is none.
+
+    Mutation: let ValidationError or OverflowError pass.
+    """
+    assert parse_order({"expires": expires}, "u", None).expires is None
+
+
 def test_what_real_cas_leave_out_or_add() -> None:
     """Null members, an unknown status, an unknown identifier type and a challenge without token are kept as they are.
 

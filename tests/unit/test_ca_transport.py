@@ -6,6 +6,7 @@ import inspect
 import socket
 import ssl
 import threading
+import time
 from datetime import timedelta
 from email.utils import format_datetime
 from typing import TYPE_CHECKING
@@ -113,6 +114,19 @@ def test_retry_after_in_both_forms(value: str, seconds: float | None) -> None:
     """
     found = retry_after(value, START)
     assert (found.total_seconds() if found is not None else None) == seconds
+
+
+def test_dates_do_not_depend_on_the_hosts_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A date without a zone is UTC, wherever the controller runs.
+
+    Mutation: take a date without a zone as local time.
+    """
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("TZ", "America/New_York")
+        time.tzset()
+        found = retry_after("Fri, 20 Nov 2026 09:10:00 -0000", START)
+    time.tzset()
+    assert found == timedelta(minutes=10)
 
 
 @given(st.text() | st.from_regex(r"[A-Z][a-z]{2}, \d+ [A-Z][a-z]{2} \d+ \d+:\d+:\d+ [+-]?\w+"))
@@ -291,7 +305,7 @@ def test_what_is_no_whole_http_answer_is_temporary(server: AcmeServer, transport
 def test_redirects_are_not_followed(server: AcmeServer, transport: Transport) -> None:
     """A redirect is an answer like others: its target is not asked.
 
-    Mutation: leave out redirect=False.
+    Mutation: redirect=True with the library's own number of retries.
     """
     server.script["/x"] = [Reply(307, headers={"Location": server.origin + "/y"})]
     assert get(transport, server.origin + "/x").status == 307
@@ -315,9 +329,11 @@ def test_what_a_request_carries(server: AcmeServer, transport: Transport) -> Non
 def test_one_connection_serves_many_requests(server: AcmeServer, transport: Transport) -> None:
     """Requests one after the other go over one connection, error answers and empty ones too.
 
-    Mutation: close the response without giving the connection back.
+    Mutation: leave the rest of an answer unread.
     """
     server.script["/x"] = [Reply(200, {"a": 1}), Reply(500, b"<html>"), Reply(204), Reply(200, {"a": 1})]
-    for _ in range(4):
-        get(transport, server.origin + "/x")
+    target = address(server.origin + "/x")
+    assert target
+    for method in ("GET", "POST", "GET", "GET", "HEAD", "GET"):
+        transport.request(method, target)
     assert len(server.connections) == 1

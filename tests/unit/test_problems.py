@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certbotk8s.domain.errors import PermanentError, Problem, TemporaryError
-from certbotk8s.domain.problems import RULES, Place, Side, is_ca_side, judge, listed, reason, side
+from certbotk8s.domain.problems import RULES, Place, Side, judge, reason, side
 from certbotk8s.domain.reasons import Reason
 
 # RFC 8555 section 6.7, RFC 8739 section 6.4, RFC 9115, RFC 9773, RFC 9799, draft-ietf-acme-profiles, Boulder.
@@ -220,32 +220,3 @@ def test_every_problem_ends_in_a_sentence(problem: Problem, place: Place) -> Non
     assert str(error).startswith("Doing a thing ")
     assert str(error).endswith(".")
     assert len(str(judged(Problem("caa", "x" * 100_000, status=403)))) < 2500
-
-
-def test_errors_without_a_problem_are_sorted_by_their_reason() -> None:
-    """A certificate that failed our checks is the CA's trouble, a refused spec is not; a problem says it by itself.
-
-    Mutation: take every error without a problem for the name's.
-    """
-    assert is_ca_side(PermanentError(Reason.CERTIFICATE_REJECTED, "x"))
-    assert not is_ca_side(PermanentError(Reason.INVALID_SPEC, "x"))
-    assert is_ca_side(PermanentError(Reason.ORDER_INVALID, "x", problem=Problem("serverInternal")))
-    assert not is_ca_side(PermanentError(Reason.CHALLENGE_FAILED, "x", problem=Problem("dns")))
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        ([], ""),
-        (["a"], "a"),
-        (["a", "b"], "a and b"),
-        (list("abcd"), "a, b, c and d"),
-        (list("abcde"), "a, b, c and 2 more"),
-    ],
-)
-def test_lists_of_names_are_short(names: list[str], expected: str) -> None:
-    """A sentence names four things at most.
-
-    Mutation: join all.
-    """
-    assert listed(names) == expected
