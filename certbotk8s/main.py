@@ -36,6 +36,7 @@ from certbotk8s.reconcile.indexes import (
     CERTIFICATE_INDEXES,
     SECRET_INDEXES,
     certificate_key,
+    secret_key,
     store_index,
 )
 from certbotk8s.reconcile.ingress import IngressReconciler, is_annotated
@@ -142,12 +143,13 @@ class Controller:
     def _certificate_changed(self, old: api.Certificate | None, new: api.Certificate | None) -> None:
         meta = (new or old).metadata  # type: ignore[union-attr]
         self._queue.add(Key("Certificate", meta.namespace, meta.name))
-        if new is None and old is not None:
+        if old is None or new is None:
+            # Its Ingress makes a deleted one again, or no longer asks for one that it asked for while nobody looked.
             for owner in meta.owner_references:
                 if owner.kind == "Ingress":
                     self._queue.add(Key("Ingress", meta.namespace, owner.name))
-            # Whoever waited for its Secret may go on.
-            self._wake_claimants(f"{meta.namespace}/{old.spec.secret_name}")
+        if new is None and old is not None:
+            self._wake_claimants(secret_key(old))  # whoever waited for its Secret may go on
 
     def _issuer_changed(self, kind: str) -> Callable[[api.Issuer | None, api.Issuer | None], None]:
         def changed(old: api.Issuer | None, new: api.Issuer | None) -> None:

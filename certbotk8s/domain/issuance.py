@@ -45,8 +45,10 @@ class Outcome(StrEnum):
     CLEANED_UP = "cleaned up"
 
 
-_LOST = {Outcome.ORDER_INVALID: State.FAILED, Outcome.ORDER_GONE: State.NONE, Outcome.REFUSED: State.FAILED}
-_BEFORE_FINALIZE = {**_LOST, Outcome.REQUEST_CHANGED: State.NONE}
+_OVER = {Outcome.ORDER_INVALID: State.FAILED, Outcome.REFUSED: State.FAILED}
+# Before finalize a lost order, or one that is no longer wanted, costs nothing; after it, its loss is a failure
+# (REFUSED).
+_BEFORE_FINALIZE = {**_OVER, Outcome.ORDER_GONE: State.NONE, Outcome.REQUEST_CHANGED: State.NONE}
 _FORWARD = {
     Outcome.ORDER_READY: State.AUTHORIZED,
     Outcome.ORDER_PROCESSING: State.FINALIZING,
@@ -76,7 +78,7 @@ MOVES: dict[State, dict[Outcome, State]] = {
         Outcome.FINALIZED: State.FINALIZING,
     },
     State.FINALIZING: {
-        **_LOST,
+        **_OVER,
         # A finalize that never arrived, or was refused as too early, leaves the order ready: it is sent again.
         Outcome.ORDER_READY: State.AUTHORIZED,
         Outcome.ORDER_PENDING: State.ORDERED,

@@ -35,7 +35,7 @@ def normalise(name: str) -> str:
 def _encode(name: str) -> str:
     wildcard, rest = ("*.", name[2:]) if name.startswith("*.") else ("", name)
     # The dot at the end goes last: IDNA knows more than one character for it.
-    encoded = wildcard + idna.encode(rest, uts46=True, std3_rules=True).decode("ascii").lower().removesuffix(".")
+    encoded = wildcard + idna.encode(rest, uts46=True).decode("ascii").removesuffix(".")
     if len(encoded) > NAME_MAX:
         raise ValueError(f"it is longer than {NAME_MAX} characters")
     if encoded.rpartition(".")[2].isdigit():

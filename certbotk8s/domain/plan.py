@@ -295,9 +295,11 @@ def _too_soon(seen: Observed) -> Finding | None:
     if not issued or not (status.not_before and status.not_after) or _renew_now(seen):
         return None
     last = issued[-1]
-    until = last.time + shortest_interval(status.not_after - status.not_before)
-    if last.generation != seen.certificate.metadata.generation or until <= seen.now:
+    interval = shortest_interval(status.not_after - status.not_before)
+    # A time further ahead than that was told by a clock that was wrong.
+    if last.generation != seen.certificate.metadata.generation or abs(seen.now - last.time) >= interval:
         return None
+    until = last.time + interval
     meta = seen.certificate.metadata
     return Finding(
         Reason.BACKING_OFF,

@@ -53,8 +53,8 @@ _METADATA_ONLY = "application/json;as=PartialObjectMetadata{list};g=meta.k8s.io;
 _PATH_SEGMENT = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.:]{0,252}")
 _LONGEST_WAIT = timedelta(hours=1)
 
-# A GET on a connection that the server closed a moment ago is repeated once. Nothing else is: the queue repeats.
-_READ_RETRIES = Retry(total=1, redirect=False, status=0, respect_retry_after_header=False)
+# Once more when no connection came about, or a GET met one that had just been closed; the rest is for the queue.
+_RETRIES = Retry(total=1, redirect=False, status=0, respect_retry_after_header=False, allowed_methods={"GET"})
 
 
 class Expired(TemporaryError):
@@ -322,7 +322,7 @@ class Api:
                 body=body,
                 headers=headers,
                 timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=read or READ_SECONDS),
-                retries=_READ_RETRIES if method == "GET" else False,
+                retries=_RETRIES,
                 preload_content=read is None,
             )
         except (HTTPError, OSError) as error:

@@ -217,9 +217,11 @@ class CertificateReconciler:
     def _move(self, work: Work, outcome: Outcome) -> None:
         state = advance(work.state, outcome)
         log.debug("%s: %s: %s -> %s", work.certificate.key, outcome, work.state or "none", state or "none")
-        if state is not work.state:
+        # A CA that leaves an order ready after finalize, with or without an error, is asked ever later too.
+        repeated = {work.state, state} == {State.AUTHORIZED, State.FINALIZING}
+        if state is not work.state and not repeated:
             work.since, work.looks, work.shown = self._clock.monotonic(), 0, None
-        work.state, work.errors, work.due = state, 0, 0.0
+        work.state, work.errors, work.due = state, work.errors if repeated else 0, 0.0
         if state is State.NONE:
             self._claims.release(work.key)
             work.issuance, work.stored, work.order, work.failure, work.to_answer = None, None, None, None, ()
@@ -339,6 +341,12 @@ class CertificateReconciler:
     ) -> None:
         seen = self._observe(work.certificate)
         work.certificate = write_status(self._cluster, seen, issuance, finding, issuing=issuing, **more)
+        if work.certificate.status.issuance != issuance:
+            # An apply removes only what none but our field manager has written.
+            raise TemporaryError(
+                f"status.issuance of Certificate {work.certificate.key} was written by somebody else and stays: remove "
+                f"it with kubectl edit certificates.certbotk8s.io --subresource=status"
+            )
         work.stored = issuance
 
     def _persist(self, work: Work, issuance: Issuance, doing: str) -> None:

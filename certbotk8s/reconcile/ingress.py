@@ -26,8 +26,8 @@ def is_annotated(ingress: Ingress | None) -> bool:
     return ingress is not None and any(name in ingress.metadata.annotations for name in asked)
 
 
-def wanted(ingress: Ingress) -> tuple[dict[str, api.CertificateSpec], list[str]]:
-    """The Certificates that an Ingress asks for, by name, and what is wrong with it.
+def wanted(ingress: Ingress) -> tuple[dict[str, api.CertificateSpec] | None, list[str]]:
+    """The Certificates that an Ingress asks for, by name, and what is wrong with it; None where that is not clear.
 
     One Certificate for each Secret: entries that name the same Secret make one, for all their hosts.
     """
@@ -36,7 +36,7 @@ def wanted(ingress: Ingress) -> tuple[dict[str, api.CertificateSpec], list[str]]
     cluster_issuer = annotations.get(api.ANNOTATION_CLUSTER_ISSUER, "")
     if issuer and cluster_issuer:
         text = f"It has both annotations {api.ANNOTATION_ISSUER} and {api.ANNOTATION_CLUSTER_ISSUER}: keep one of them"
-        return {}, [text]
+        return None, [text]
     if not issuer and not cluster_issuer:
         return {}, []
     ref = api.IssuerRef(issuer) if issuer else api.IssuerRef(cluster_issuer, kind="ClusterIssuer")
@@ -72,7 +72,7 @@ class IngressReconciler:
         specs, problems = wanted(ingress)
         certificates = self._cluster.store(api.CERTIFICATE)
         owned = {each.metadata.name: each for each in certificates.find(BY_INGRESS, ingress.metadata.uid)}
-        for name, spec in specs.items():
+        for name, spec in (specs or {}).items():
             there = owned.get(name)
             if there is None and certificates.get(f"{key.namespace}/{name}"):
                 problems.append(
@@ -84,7 +84,7 @@ class IngressReconciler:
                 except PermanentError as error:
                     problems.append(f"Certificate {key.namespace}/{name} was refused: {error}")
         for name, certificate in owned.items():
-            if name not in specs:
+            if specs is not None and name not in specs:
                 self._cluster.delete(api.CERTIFICATE, key.namespace, name, uid=certificate.metadata.uid)
                 text = f"Certificate {certificate.key} deleted: this Ingress no longer names it. Its Secret stays"
                 report(self._cluster, "Ingress", ingress, Reason.CERTIFICATE_DELETED, text)

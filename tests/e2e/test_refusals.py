@@ -1,12 +1,10 @@
 """What the controller refuses, or the CA does: a condition and an event that say why, and how it goes on."""
 
-import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography import x509
@@ -144,14 +142,12 @@ def test_a_name_whose_dns_is_broken(
     message = refused(site, "web", "ChallengeFailed")
     print(f"\n{message}")
     assert 'The CA says: "' in message
-    assert "SERVFAIL" in message
-    assert f"Check the DNS records of {lost}" in message
+    assert f'could not resolve URL "http://{lost}:' in message
+    assert f"could not reach {lost}: check its DNS records" in message
     status = site.status("web")
-    assert status["lastProblem"] == {
-        "type": "dns",
-        "detail": status["lastProblem"]["detail"],
-        "identifiers": [lost],
-    }
+    problem = status["lastProblem"]
+    assert (problem["type"], problem["identifiers"]) == ("connection", [lost])
+    assert problem["detail"] in message
     assert seconds(status["nextAttemptTime"]) - seconds(status["lastFailureTime"]) == 60
     site.nothing_left()
     time.sleep(1)
@@ -188,11 +184,11 @@ def test_a_wildcard_with_http01_alone(lab: Lab, site: Site, issuer: str, suffix:
     site.certificate("web", [f"*.{suffix}"], issuer)
     message = refused(site, "web", "NotPreauthorized")
     print(f"\n{message}")
-    assert re.match(
-        rf"The CA has not validated \*\.{re.escape(suffix)} for this account and offers dns-[-a-z0-9, ]+(and dns-[-a-z0-9]+)?"
-        rf"; ClusterIssuer {issuer} solves http-01\. Have the name validated at the CA, or add a solver to the issuer\.",
-        message,
-    )
+    start, _, rest = message.partition(";")
+    assert start.startswith(f"The CA has not validated *.{suffix} for this account and offers dns-01")
+    assert "http-01" not in start
+    advice = "Have the name validated at the CA, or add a solver to the issuer."
+    assert rest.startswith(f" ClusterIssuer {issuer} solves http-01. {advice}")
     site.nothing_left()
 
 
@@ -225,9 +221,7 @@ def no_default_class(lab: Lab) -> Iterator[Callable[[bool], None]]:
         is_default(True)
 
 
-def test_no_ingress_class(
-    site: Site, issuer: str, suffix: str, no_default_class: Callable[[bool], None]
-) -> None:
+def test_no_ingress_class(site: Site, issuer: str, suffix: str, no_default_class: Callable[[bool], None]) -> None:
     """With no ingress class anywhere the three places that could name one are told; the issuer's is enough, and so is
     a default one.
 
@@ -365,7 +359,3 @@ def test_a_certificate_deleted_while_it_is_ordered(lab: Lab, site: Site, issuer:
         assert site.secret("web") is None
     finally:
         lab.clear_dns(host)
-
-
-def reasons_of(events: list[tuple[str, str, str]]) -> set[Any]:
-    return {reason for _, reason, _ in events}

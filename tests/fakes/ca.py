@@ -124,9 +124,9 @@ class FakeCA:
     `requests` are the calls in order, by kind: directory, findAccount, newAccount, newOrder, order, authorization,
     answer, finalize, certificate, deactivate. `before` and `after` are called around each with its kind and URL; what
     they raise comes out of it, and `after` raises when the CA has acted. `preauthorized` names need no challenge;
-    `refused` ones cannot be ordered.
-    `ordered` is called with each new order, `alter` with what is about to be signed. `validate(name, token)` is asked
-    when a challenge is answered: a Problem fails it, None passes it. While `holds_validation`, answered challenges stay
+    `refused` ones cannot be ordered. `next_account` is the URI that new accounts get, if any is set. `ordered` is
+    called with each new order, `alter` with what is about to be signed. `validate(name, token)` is asked when a
+    challenge is answered: a Problem fails it, None passes it. While `holds_validation`, answered challenges stay
     `processing`; while `holds_issuance`, finalized orders do. Otherwise a finalized order is `processing` for
     `looks_until_valid` looks.
     """
@@ -136,6 +136,7 @@ class FakeCA:
         self.origin = url.removesuffix("/directory")
         self.external_accounts: dict[str, str] = {}
         self.profiles: dict[str, str] = {}
+        self.next_account = ""
         self.preauthorized: set[str] = set()
         self.refused: set[str] = set()
         self.challenge_types: tuple[str, ...] = ("http-01", "dns-01")
@@ -263,7 +264,7 @@ class FakeCA:
                 )
         if known:
             return known
-        uri = f"{self.origin}/account/{next(self._numbers)}"
+        uri = self.next_account or f"{self.origin}/account/{next(self._numbers)}"
         self.accounts[uri] = FakeAccount(uri, key.thumbprint, contact, binding.key_id if binding else "")
         return uri
 

@@ -84,7 +84,7 @@ class ApiServer:
         preconditions = {part: metadata.pop(part, "") for part in ("uid", "resourceVersion")}
         live = self._collection(kind).get(_key(namespace, name))
         if live is None:
-            if subresource or any(preconditions.values()):
+            if subresource or preconditions["uid"]:
                 raise Conflict(f"{kind.kind} {_key(namespace, name)} is gone")
             obj = self.create(kind, given)
             self._applied[obj.metadata.uid, ""] = _fields(kind, given, "")
@@ -142,10 +142,10 @@ class ApiServer:
         obj = {**obj, "metadata": dict(obj["metadata"])}
         if "generation" in live["metadata"] and _desired(obj) != _desired(live):
             obj["metadata"]["generation"] = live["metadata"]["generation"] + 1
-        stored = self._store(kind, obj)
         if "deletionTimestamp" in obj["metadata"] and not obj["metadata"].get("finalizers"):
             self._drop(kind, obj)
-        return stored
+            return _decode(kind, obj)
+        return self._store(kind, obj)
 
     def _store(self, kind: Kind[R], obj: Json) -> R:
         version = len(self.log) + 1

@@ -231,6 +231,7 @@ CHUNKED = f"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{len(CHALLENGE.
         (b"", f"{HOST} speaks no HTTP at 127.0.0.1 port 80"),
         (b"HTTP/1.1 200 OK\r\n" + b"X: " + b"y" * 200_000, f"{HOST} speaks no HTTP at 127.0.0.1 port 80"),
         (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 5000, f"{HOST} speaks no HTTP at 127.0.0.1 port 80"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 5000 + reply(), f"{HOST} speaks no HTTP at 127.0.0.1 port 80"),
     ],
 )
 def test_what_is_answered_instead_is_told(network: Network, look: Callable[..., str], answer: bytes, said: str) -> None:

@@ -111,12 +111,12 @@ def test_no_order_is_placed_beside_another(state: State) -> None:
 
 
 def test_finalizing_never_starts_again_by_itself() -> None:
-    """From Finalizing no single outcome leads to where an order is placed but the loss of the order or a changed spec.
+    """From Finalizing no single outcome leads to where an order is placed but a changed spec.
 
     Mutation: lead REFUSED from Finalizing to none.
     """
     back = {outcome for outcome, to in MOVES[State.FINALIZING].items() if to in STARTS}
-    assert back == {Outcome.ORDER_GONE, Outcome.REQUEST_CHANGED}
+    assert back == {Outcome.REQUEST_CHANGED}
 
 
 def test_only_a_stored_certificate_is_a_success() -> None:

@@ -106,7 +106,7 @@ def test_retry_after(reply: Answer, seconds: int | None) -> None:
 
 
 def test_writes_are_sent_once() -> None:
-    """A create whose connection breaks is not sent again; a read is, once. (Break: retries for every method.)"""
+    """A create whose connection breaks is not sent again; a read is, once. (Break: allowed_methods=None.)"""
     with ScriptedApiServer(answers=[hang_up]) as server:
         with pytest.raises(TemporaryError, match=f"the API server at {server.host} cannot be reached"):
             server.api().create(SECRET, MANIFEST)

@@ -43,7 +43,7 @@ ROOMY = f"{'a' * 40}.{'b' * 40}.example.test"  # a DNS name too long for a commo
 def test_one_form_for_each_name(given_name: str, expected: str) -> None:
     """A name is lower-case, in A-labels of IDNA 2008 (ß stays ß), without the dot at its end, its wildcard kept.
 
-    Mutation: drop lower(), uts46, the removal of the dot, or move that before the encoding; encode the `*.` too.
+    Mutation: drop uts46 or the removal of the dot, or move that before the encoding; encode the `*.` too.
     """
     assert normalise(given_name) == expected
 
@@ -90,7 +90,7 @@ def test_one_form_for_each_name(given_name: str, expected: str) -> None:
 def test_what_is_no_name_is_refused(given_name: str) -> None:
     """What no CA can certify as a DNS name ends as InvalidSpec that shows it, cut to the longest name there can be.
 
-    Mutation: drop std3_rules, the length with the wildcard, or the check for addresses.
+    Mutation: drop the length with the wildcard, or the check for addresses.
     """
     with pytest.raises(PermanentError, match="is no DNS name") as caught:
         normalise(given_name)
@@ -101,7 +101,7 @@ def test_what_is_no_name_is_refused(given_name: str) -> None:
 def test_a_long_wrong_name_makes_a_short_sentence() -> None:
     """The sentence about a name of any length fits a condition.
 
-    Mutation: show the whole name, or the whole error.
+    Mutation: show the whole name.
     """
     with pytest.raises(PermanentError) as caught:
         normalise("ä_" * 5000)

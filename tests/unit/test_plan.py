@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,7 @@ from tests.builders import (
     condition,
     facts,
     issuer,
+    metadata,
     observed,
     recent_order,
     tls_secret,
@@ -245,6 +246,7 @@ def test_exactly_the_wanted_names(names: tuple[str, ...]) -> None:
 # --- who owns a Secret ------------------------------------------------------------------------------------------------
 
 OTHER = certificate("other-tls", secret_name="web-tls")
+NAMELESS = metadata("web-tls", annotations={api.ANNOTATION_CERTIFICATE: ""}, labels={api.LABEL_ROLE: api.ROLE_TLS})
 
 
 @pytest.mark.parametrize(
@@ -258,6 +260,7 @@ OTHER = certificate("other-tls", secret_name="web-tls")
         (tls_secret(owner="other-tls"), Ownership.RIVAL),
         (tls_secret(owner="other-tls", owner_uid=WEB.metadata.uid), Ownership.RIVAL),
         (tls_secret(owner=""), Ownership.FOREIGN),
+        (structs.replace(tls_secret(), metadata=NAMELESS), Ownership.FOREIGN),
     ],
 )
 def test_a_secret_belongs_to_the_name_in_it(secret: api.SecretFacts, expected: Ownership) -> None:
@@ -388,6 +391,19 @@ def test_the_first_of_two_holds_is_said(first: Reason, second: Reason) -> None:
     Mutation: swap two checks of the list.
     """
     assert found(hold(observed(**HELD[second], **HELD[first]))) is first
+
+
+def test_a_failure_is_said_before_the_shortest_interval() -> None:
+    """Where the last attempt failed soon after a success, its words stand: they say what to mend.
+
+    Mutation: ask for the interval first.
+    """
+    of, before = failed(), issued().status
+    orders = (recent_order(age=2 * MINUTE), FAILED)
+    status = structs.replace(of.status, recent_orders=orders, not_before=before.not_before, not_after=before.not_after)
+    both = structs.replace(of, status=status)
+    assert found(hold(observed(both))) is Reason.CHALLENGE_FAILED
+    assert found(hold(observed(both, now=NOW + 50 * MINUTE))) is Reason.CHALLENGE_FAILED
 
 
 @pytest.mark.parametrize(
@@ -586,6 +602,9 @@ def test_a_back_off_outlasts_the_wish_that_failed() -> None:
         (issued(), True),
         (issued(ago=HOUR - timedelta(seconds=1)), True),
         (issued(ago=HOUR), False),
+        (issued(ago=timedelta(seconds=-5)), True),
+        (issued(ago=-DAY), False),
+        (issued(ago=NOW - datetime.max.replace(tzinfo=UTC)), False),
         (issued(life=2 * HOUR, ago=29 * MINUTE), True),
         (issued(life=2 * HOUR, ago=30 * MINUTE), False),
         (issued(generation=1, annotations=RENEW), False),
@@ -598,6 +617,9 @@ def test_a_back_off_outlasts_the_wish_that_failed() -> None:
         "a minute ago",
         "nearly an hour ago",
         "an hour ago",
+        "by a clock a little ahead",
+        "by a clock that was wrong",
+        "at the end of time",
         "in a quarter of its life",
         "after a quarter of its life",
         "renew-now",
@@ -610,7 +632,7 @@ def test_a_back_off_outlasts_the_wish_that_failed() -> None:
 def test_two_issuances_are_apart(of: api.Certificate, *, held: bool) -> None:
     """Whatever makes a fresh certificate unwanted again costs one order per interval; a new request does not wait.
 
-    Mutation: count from the first order, forget the quarter of a short life, or hold a new spec up too.
+    Mutation: forget the quarter of a short life, hold a new spec up too, or wait for whatever time is written.
     """
     finding = hold(observed(of, secret=None))
     assert (finding is not None) == held
@@ -618,7 +640,7 @@ def test_two_issuances_are_apart(of: api.Certificate, *, held: bool) -> None:
         assert finding.reason is Reason.BACKING_OFF
         assert "certctl renew -n shop web-tls" in finding.message
         assert finding.until
-        assert NOW < finding.until <= NOW + HOUR
+        assert NOW < finding.until <= NOW + HOUR + MINUTE
 
 
 def test_the_interval_counts_from_the_last_issuance() -> None:

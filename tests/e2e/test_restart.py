@@ -1,0 +1,156 @@
+"""The controller is killed, or told to end, in the middle of its work; started again, it finishes what was begun."""
+
+import random
+import secrets
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.controller import Controller
+from tests.lab.lab import Lab
+from tests.site import Site, assert_plain, wait_for
+
+# A little longer than an issuance takes, so that its last steps are hit as well.
+MOMENTS = 0.6
+GRACE = 25.0
+
+
+@pytest.fixture(autouse=True)
+def _plain(site: Site, controller: Controller) -> Iterator[None]:
+    """Whatever a test provokes is told in plain words, and nothing broke inside."""
+    already = controller.log.stat().st_size
+    yield
+    assert_plain(site.said())
+    said = controller.log.read_bytes()[already:].decode()
+    assert "Traceback" not in said
+    assert "a bug in the controller" not in said
+
+
+def issued(lab: Lab, since: int) -> int:
+    """How many certificates the CA has issued since a place in its log."""
+    with Path(lab.pebble_log).open("rb") as log:
+        log.seek(since)
+        return log.read().count(b"Issued certificate serial")
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("rounds", [10, pytest.param(50, marks=pytest.mark.soak)])
+def test_killed_at_any_moment(
+    lab: Lab, site: Site, controller: Controller, issuer: str, suffix: str, rounds: int
+) -> None:
+    """Killed at a random moment of an issuance and started again, the controller finishes it: the CA issues one
+    certificate, that one is used, at most one order is placed more than without the kill, and nothing is left.
+
+    Mutation: start anew instead of fetching the order in `_resume`, or send finalize again without a look.
+    """
+    seed = secrets.randbits(32)
+    moments, extra, missed, hit = random.Random(seed), 0, 0, Counter[str]()
+    for number in range(rounds):
+        name, moment = f"web{number}", moments.uniform(0, MOMENTS)
+        told = f"seed {seed}, round {number}, killed after {moment * 1000:.0f} ms"
+        mark, since = lab.mark(), lab.acme.mark()
+        site.certificate(name, [f"{name}.{suffix}"], issuer)
+        time.sleep(moment)
+        controller.kill()
+        hit[str((site.status(name).get("issuance") or {}).get("state", "none stored"))] += 1
+        controller.start()
+        wait_for(lambda name=name: _settled(site, name), f"{told}: an end of {name}")  # type: ignore[misc]
+        if site.status(name).get("nextAttemptTime"):
+            # The CA looked while nobody answered: that attempt is lost, and told as such.
+            assert site.condition(name, "Issuing", "False", "ChallengeFailed"), told
+            missed += 1
+            site.annotate(name, renew_now="1")
+        status = site.ready(name)
+        site.nothing_left()
+        assert status["revision"] == 1, told
+        assert f"{site.leaf(name).serial_number:x}" == status["serialNumber"], told
+        assert issued(lab, since) == 1, told
+        assert lab.orders(mark) <= 2, told
+        extra += lab.orders(mark) - 1
+    print(f"\nseed {seed}: {rounds} kills, {extra} orders more than certificates, {missed} validations missed")
+    print(f"state in status when killed: {dict(hit)}")
+
+
+def _settled(site: Site, name: str) -> bool:
+    status = site.status(name)
+    return "issuance" not in status and bool(status.get("revision") or status.get("nextAttemptTime"))
+
+
+def test_told_to_end_while_an_order_waits(
+    lab: Lab, site: Site, controller: Controller, issuer: str, suffix: str
+) -> None:
+    """SIGTERM while a challenge waits to be served ends with status 0, and the next start finishes the same order.
+
+    Mutation: give the order up when the controller stops.
+    """
+    host = f"web.{suffix}"
+    mark = lab.mark()
+    lab.set_dns(host, addresses=["127.0.0.2"])
+    try:
+        site.certificate("web", [host], issuer)
+        wait_for(lambda: site.challenge_ingresses("web"), "the challenge stands")
+        assert controller.stop(GRACE) == 0
+        url = site.status("web")["issuance"]["orderURL"]
+        assert site.challenge_ingresses("web")
+    finally:
+        lab.clear_dns(host)
+        controller.start()
+    controller.wait_ready()
+    site.ready("web")
+    site.nothing_left()
+    assert url.startswith("https://")
+    assert lab.orders(mark) == 1
+
+
+def test_told_to_end_in_the_midst_of_many(
+    lab: Lab, site: Site, controller: Controller, issuer: str, suffix: str
+) -> None:
+    """SIGTERM with ten orders at all stages ends with status 0 in time, and the next start finishes every one, with no
+    certificate more than asked for.
+
+    Mutation: drop `_close` from the workers' stop, and a step that got its answer is not written.
+    """
+    since = lab.acme.mark()
+    names = [f"web{number}" for number in range(10)]
+    for name in names:
+        site.certificate(name, [f"{name}.{suffix}"], issuer)
+    time.sleep(0.3)
+    start = time.monotonic()
+    assert controller.stop(GRACE) == 0
+    under_way = [name for name in names if not site.status(name).get("revision")]
+    print(f"\nended after {time.monotonic() - start:.1f} s with {len(under_way)} of {len(names)} under way")
+    assert under_way
+    controller.start()
+    controller.wait_ready()
+    for name in names:
+        wait_for(lambda name=name: _settled(site, name), f"an end of {name}")  # type: ignore[misc]
+        if site.status(name).get("nextAttemptTime"):
+            site.annotate(name, renew_now="1")
+        assert site.ready(name)["revision"] == 1
+    site.nothing_left()
+    assert issued(lab, since) == len(names)
+
+
+def test_told_to_end_at_rest(site: Site, controller: Controller, issuer: str, suffix: str) -> None:
+    """With nothing under way SIGTERM ends it at once, with status 0.
+
+    Mutation: always wait out the time that steps have to end.
+    """
+    site.certificate("web", [f"web.{suffix}"], issuer)
+    site.ready("web")
+    site.nothing_left()
+    start = time.monotonic()
+    try:
+        assert controller.stop(5) == 0
+    except subprocess.TimeoutExpired:
+        pytest.fail("it did not end within 5 s")
+    finally:
+        seconds = time.monotonic() - start
+        controller.restart()
+    print(f"\nended after {seconds:.2f} s")
+    controller.wait_ready()
+    assert site.condition("web", "Ready", "True")
