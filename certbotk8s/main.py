@@ -148,7 +148,7 @@ class Controller:
             for owner in meta.owner_references:
                 if owner.kind == "Ingress":
                     self._queue.add(Key("Ingress", meta.namespace, owner.name))
-        if new is None and old is not None:
+        if old is not None and (new is None or new.spec.secret_name != old.spec.secret_name):
             self._wake_claimants(secret_key(old))  # whoever waited for its Secret may go on
 
     def _issuer_changed(self, kind: str) -> Callable[[api.Issuer | None, api.Issuer | None], None]:

@@ -74,7 +74,8 @@ class Cluster(Protocol):
         """Server-side apply with our field manager, forced.
 
         `metadata.uid` and `metadata.resourceVersion` in the manifest are preconditions: raises Conflict when they do
-        not hold. Without a uid the object is created when it is not there.
+        not hold. Without a uid the object is created when it is not there. With `subresource="status"` the status is
+        replaced as a whole (PUT): an apply would leave what another manager, a backup's restore say, has written there.
         """
 
     def delete(self, kind: Kind[Any], namespace: str, name: str, *, uid: str = "") -> None:

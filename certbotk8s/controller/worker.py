@@ -95,7 +95,7 @@ class Workers:
         """The object that a worker has been busy with for longer than that, or ""."""
         now = self._clock.monotonic()
         with self._waiter:
-            late = [_named(key) for key, since in self._busy.values() if now - since > seconds]
+            late = [" ".join(_about(key).values()) for key, since in self._busy.values() if now - since > seconds]
         return ", ".join(sorted(late))
 
     def _live(self) -> None:
@@ -134,16 +134,17 @@ class Workers:
                 self._queue.add_after(key, end.value.total_seconds())
         except TemporaryError as error:
             level = logging.DEBUG if isinstance(error, Conflict) else logging.WARNING
-            log.log(level, "%s: %s", _named(key), error)
+            log.log(level, "%s", error, extra=_about(key))
             if error.retry_after:
                 self._queue.add_after(key, error.retry_after.total_seconds())
             else:
                 self._queue.add_rate_limited(key)
         except PermanentError as error:
-            log.error("%s: %s: %s", _named(key), error.reason, error)  # noqa: TRY400 - words for the reader, no bug
+            words = _about(key) | {"reason": str(error.reason)}
+            log.error("%s", error, extra=words)  # noqa: TRY400 - words for the reader, no bug
             self._queue.add_rate_limited(key)
         except Exception:
-            log.exception("%s: a bug in the controller; it is tried again, later each time", _named(key))
+            log.exception("A bug in the controller; this is tried again, later each time", extra=_about(key))
             self._queue.add_rate_limited(key)
         else:
             if self._queue.shutting_down:
@@ -173,8 +174,8 @@ class Workers:
         try:
             steps.close()
         except Exception:
-            log.exception("%s: a bug in the controller, while it was closed", _named(key))
+            log.exception("A bug in the controller, while this was closed", extra=_about(key))
 
 
-def _named(key: Key) -> str:
-    return f"{key.kind} {key.namespace}/{key.name}" if key.namespace else f"{key.kind} {key.name}"
+def _about(key: Key) -> dict[str, str]:
+    return {"kind": key.kind, "object": f"{key.namespace}/{key.name}" if key.namespace else key.name}

@@ -243,17 +243,20 @@ class Api:
         )
 
     def apply(self, kind: Kind[Any], manifest: Mapping[str, Any], subresource: str = "") -> bytes:
-        """Server-side apply, forced; the object as stored. Raises Conflict when a uid or a version does not hold."""
+        """Server-side apply, forced; the object as stored. Raises Conflict when a uid or a version does not hold.
+
+        A subresource is replaced as a whole (PUT): apply removes only what no other manager has written there.
+        """
         namespace, name = _identity(manifest)
-        query = [("fieldManager", FIELD_MANAGER), ("force", "true"), ("fieldValidation", "Strict")]
+        query = [("fieldManager", FIELD_MANAGER), ("fieldValidation", "Strict")]
         return self._exchange(
             "apply",
             _named(kind, namespace, name),
-            "PATCH",
+            "PUT" if subresource else "PATCH",
             _object_path(kind, namespace, name, subresource),
-            query=query,
+            query=query if subresource else [*query, ("force", "true")],
             body=_manifest(kind, manifest),
-            content_type=_APPLY_PATCH,
+            content_type=_JSON if subresource else _APPLY_PATCH,
         )
 
     def merge(self, kind: Kind[Any], namespace: str, name: str, patch: Mapping[str, Any]) -> bytes:

@@ -13,9 +13,9 @@ Certificate's next-key Secret; an order whose URL could not be stored is abandon
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
@@ -24,7 +24,7 @@ from certbotk8s.domain.acme import Identifier
 from certbotk8s.domain.attempt import failure, recent, success
 from certbotk8s.domain.errors import Conflict, PermanentError, TemporaryError
 from certbotk8s.domain.issuance import Outcome, State, advance, order_outcome
-from certbotk8s.domain.names import common_name, listing, wanted_names
+from certbotk8s.domain.names import listing
 from certbotk8s.domain.plan import (
     Finding,
     Observed,
@@ -38,18 +38,20 @@ from certbotk8s.domain.plan import (
     ownership,
     profile,
     renew_wish,
-    request_hash,
     when,
 )
-from certbotk8s.domain.problems import judge, reason
+from certbotk8s.domain.problems import reason
 from certbotk8s.domain.reasons import Reason
 from certbotk8s.domain.renewal import LOOKS, SELF_CHECK_LIMIT, SELF_CHECKS, STEP_LADDER, renewal_time, rung
 from certbotk8s.ports import Key, call
 from certbotk8s.reconcile.challenges import Challenges, authorization_failure
 from certbotk8s.reconcile.claims import Claims
-from certbotk8s.reconcile.indexes import BY_ORDER_SET, BY_SECRET, certificate_key, issuer_key, secret_key, store_key
+from certbotk8s.reconcile.indexes import BY_ORDER_SET, certificate_key, issuer_key, store_key
+from certbotk8s.reconcile.observer import Observer
+from certbotk8s.reconcile.orders import explain, give_up_authorizations
 from certbotk8s.reconcile.secrets import CertificateSecrets
 from certbotk8s.reconcile.status import report, write_status
+from certbotk8s.reconcile.work import Rest, Step, Wait, Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -57,12 +59,11 @@ if TYPE_CHECKING:
     from certbotk8s.domain.acme import Order
     from certbotk8s.domain.api import (
         Certificate,
-        CertificateFacts,
         Issuance,
         SecretFacts,
     )
     from certbotk8s.ports import Clock, Cluster, KeyMaker, Session, Solver, Steps
-    from certbotk8s.reconcile.accounts import Account, Accounts
+    from certbotk8s.reconcile.accounts import Accounts
 
 log = logging.getLogger(__name__)
 
@@ -74,50 +75,6 @@ PATIENCE = 30.0
 # Nothing tells when a Secret that is not ours goes away, or when a Certificate gives up the name of a Secret.
 HELD_LOOK = timedelta(minutes=5)
 ACCOUNT_LOOK = timedelta(seconds=30)
-
-
-@dataclass(frozen=True)
-class Wait:
-    """The step is not done: look again after this; `finding` says what is waited for."""
-
-    after: timedelta
-    finding: Finding
-
-
-@dataclass(frozen=True)
-class Rest:
-    """Nothing is under way: come back after this, or only when something changes."""
-
-    after: timedelta | None
-
-
-@dataclass
-class Work:
-    """An issuance as this process knows it. `stored` is what stands in status; everything else may be lost.
-
-    `since` (monotonic seconds) is when the state was entered, `due` until when its step waits, `looks` how often the CA
-    or the challenge was looked at in it, `errors` how many tries in a row failed, `to_answer` the challenges that the
-    CA waits for us to answer.
-    """
-
-    key: Key
-    certificate: Certificate
-    state: State
-    issuance: Issuance | None = None
-    stored: Issuance | None = None
-    since: float = 0.0
-    due: float = 0.0
-    looks: int = 0
-    errors: int = 0
-    shown: object = None
-    order: Order | None = None
-    to_answer: tuple[str, ...] = ()
-    chain: bytes = b""
-    installed: CertificateFacts | None = None
-    failure: PermanentError | None = None
-
-
-Step: TypeAlias = "Generator[Any, Any, Outcome | Wait | Rest]"
 
 
 class CertificateReconciler:
@@ -139,6 +96,7 @@ class CertificateReconciler:
         self._challenges = Challenges(cluster, solvers)
         self.sweep_challenges = self._challenges.sweep
         self._accounts = accounts
+        self._observer = Observer(cluster, clock, accounts)
         self._enqueue = enqueue
         self._works: dict[Key, Work] = {}
         self._claims = Claims(enqueue)
@@ -260,50 +218,16 @@ class CertificateReconciler:
         """Whether the spec asks for something else than the order under way was placed for."""
         if work.issuance is None or work.state in {State.FINALIZING, State.ISSUED, State.FAILED}:
             return False
-        seen = self._observe(work.certificate)
+        seen = self._observer.observe(work.certificate)
         if seen.issuer is None:
             return True
-        account = self._account(seen)
-        return account is not None and self._asked(seen, account) != work.issuance.request_hash
+        account = self._observer.account(seen)
+        return account is not None and self._observer.asked(seen, account) != work.issuance.request_hash
 
     # --- looking, showing ---------------------------------------------------------------------------------------------
 
-    def _observe(self, certificate: Certificate) -> Observed:
-        ref, secret = issuer_key(certificate), secret_key(certificate)
-        names: tuple[str, ...] = ()
-        invalid = None
-        try:
-            common_name(certificate.spec)
-            names = wanted_names(certificate.spec)
-        except PermanentError as error:
-            invalid = Finding(
-                error.reason, f"{error} Nothing is ordered until spec.dnsNames and spec.commonName are mended"
-            )
-        return Observed(
-            certificate=certificate,
-            names=names,
-            invalid=invalid,
-            issuer=self._issuer(ref),
-            secret=self._cluster.store(pem.SECRET_FACTS).get(secret),
-            rivals=tuple(
-                other
-                for other in self._cluster.store(api.CERTIFICATE).find(BY_SECRET, secret)
-                if other.metadata.uid != certificate.metadata.uid and not other.metadata.deletion_timestamp
-            ),
-            now=self._clock.now().replace(microsecond=0),
-        )
-
-    def _issuer(self, key: Key) -> api.Issuer | None:
-        kind = api.ISSUER_KINDS.get(key.kind)
-        issuer = self._cluster.store(kind).get(store_key(key)) if kind else None
-        return None if issuer is None or issuer.metadata.deletion_timestamp else issuer
-
-    def _account(self, seen: Observed) -> Account | None:
-        account = self._accounts.of(issuer_key(seen.certificate))
-        return account if account and seen.issuer and account.issuer_uid == seen.issuer.metadata.uid else None
-
-    def _asked(self, seen: Observed, account: Account) -> str:
-        return request_hash(seen, issuer_uid=account.issuer_uid, account_uri=account.session.account_uri)
+    def _names(self, work: Work) -> str:
+        return listing(self._observer.observe(work.certificate).names)
 
     def _session(self, work: Work) -> Session:
         assert work.issuance
@@ -315,6 +239,10 @@ class CertificateReconciler:
                 "is lost.",
             )
         return session
+
+    def _pool(self, work: Work) -> str:
+        """Calls for one issuer share threads: one that is slow, or hostile, holds up its own Certificates alone."""
+        return "/".join(self._ordered_from(work))
 
     def _ordered_from(self, work: Work) -> Key:
         assert work.issuance
@@ -331,7 +259,7 @@ class CertificateReconciler:
         ordered_from = self._ordered_from(work)
         if self._accounts.session(ordered_from, work.issuance.account_uri) or self._accounts.of(ordered_from):
             return None
-        if ordered_from != issuer_key(work.certificate) and self._issuer(ordered_from) is None:
+        if ordered_from != issuer_key(work.certificate) and self._observer.issuer(ordered_from) is None:
             return None
         text = f"Waiting for {issuer_name(work.certificate)}, which has not opened the account of this order"
         return Finding(Reason.ISSUER_NOT_READY, text)
@@ -339,14 +267,8 @@ class CertificateReconciler:
     def _write(
         self, work: Work, issuance: Issuance | None, finding: Finding | None, *, issuing: bool, **more: Any
     ) -> None:
-        seen = self._observe(work.certificate)
+        seen = self._observer.observe(work.certificate)
         work.certificate = write_status(self._cluster, seen, issuance, finding, issuing=issuing, **more)
-        if work.certificate.status.issuance != issuance:
-            # An apply removes only what none but our field manager has written.
-            raise TemporaryError(
-                f"status.issuance of Certificate {work.certificate.key} was written by somebody else and stays: remove "
-                f"it with kubectl edit certificates.certbotk8s.io --subresource=status"
-            )
         work.stored = issuance
 
     def _persist(self, work: Work, issuance: Issuance, doing: str) -> None:
@@ -395,7 +317,7 @@ class CertificateReconciler:
 
     def _rest(self, work: Work) -> Step:
         """Find out whether a certificate is wanted and may be ordered now; then store the next key pair."""
-        seen = self._observe(work.certificate)
+        seen = self._observer.observe(work.certificate)
         wanted = need(seen)
         if wanted is None:
             self._secrets.drop_next_key(seen)
@@ -409,7 +331,7 @@ class CertificateReconciler:
         if held := hold(seen):
             self._say(work, seen, held)
             return Rest(held.until - seen.now if held.until else HELD_LOOK)
-        account = self._account(seen)
+        account = self._observer.account(seen)
         if account is None:
             return Rest(None)  # ready, but not yet opened since the start: its reconcile enqueues this key
         # Nothing is ordered on a cache's word.
@@ -426,7 +348,7 @@ class CertificateReconciler:
             text = f"Waiting for {holder.namespace}/{holder.name}, which is ordering the same names"
             self._say(work, seen, Finding(Reason.SAME_NAMES, text, seen.now + timedelta(minutes=1)))
             return Rest(timedelta(minutes=1))
-        asked = self._asked(seen, account)
+        asked = self._observer.asked(seen, account)
         yield from self._secrets.store_next_key(seen, asked, found)
         work.issuance = api.Issuance(
             generation=meta.generation,
@@ -467,9 +389,9 @@ class CertificateReconciler:
 
     def _place_order(self, work: Work) -> Step:
         assert work.issuance
-        session, seen = self._session(work), self._observe(work.certificate)
+        session, seen = self._session(work), self._observer.observe(work.certificate)
         identifiers = [Identifier("dns", name) for name in seen.names]
-        order = yield from call(session.account_uri, session.new_order, identifiers, profile(seen))
+        order = yield from call(self._pool(work), session.new_order, identifiers, profile(seen))
         outcome = order_outcome(order.status)
         issuance = structs.replace(
             work.issuance,
@@ -481,7 +403,7 @@ class CertificateReconciler:
         # At once, before anything else is asked: an order nobody remembers is an order lost.
         self._persist(work, issuance, f"{issuer_name(work.certificate)} took the order for {listing(seen.names)}")
         if outcome is Outcome.ORDER_INVALID:
-            return (yield from self._explain(work, session, order))
+            return (yield from explain(self._pool(work), session, order, self._names(work)))
         work.order = order
         return outcome
 
@@ -494,14 +416,14 @@ class CertificateReconciler:
             return Outcome.ORDER_GONE
         outcome = order_outcome(order.status)
         if outcome is Outcome.ORDER_INVALID:
-            return (yield from self._explain(work, session, order))
+            return (yield from explain(self._pool(work), session, order, self._names(work)))
         if outcome is not Outcome.ORDER_PENDING:
             work.order = order
             return outcome
-        seen = self._observe(work.certificate)
+        seen = self._observer.observe(work.certificate)
         chosen, to_answer = [], []
         for url in order.authorizations:
-            authorization = yield from call(session.account_uri, session.authorization, url)
+            authorization = yield from call(self._pool(work), session.authorization, url)
             if authorization.status == "valid":
                 continue
             if authorization.status != "pending":
@@ -522,7 +444,7 @@ class CertificateReconciler:
     def _submit(self, work: Work) -> Step:
         """Look once whether each challenge is served as seen from here; then tell the CA to validate."""
         assert work.issuance
-        session, seen = self._session(work), self._observe(work.certificate)
+        session, seen = self._session(work), self._observer.observe(work.certificate)
         waited = self._clock.monotonic() - work.since
         if work.to_answer and waited < SELF_CHECK_LIMIT.total_seconds():
             missing = yield from self._challenges.missing(seen, work.issuance)
@@ -536,7 +458,7 @@ class CertificateReconciler:
                 text = f"Waiting for the challenge to be served: {missing}. The CA is asked {asks} all the same"
                 return Wait(pause, Finding(Reason.ORDER_PENDING, text))
         for url in work.to_answer:
-            yield from call(session.account_uri, session.answer, url)
+            yield from call(self._pool(work), session.answer, url)
         work.to_answer = ()
         return Outcome.SUBMITTED
 
@@ -550,12 +472,12 @@ class CertificateReconciler:
         outcome = order_outcome(order.status)
         late = self._clock.monotonic() - work.since > PATIENCE
         if outcome is Outcome.ORDER_INVALID or (outcome is Outcome.ORDER_PENDING and late):
-            outcome = yield from self._explain(work, session, order)
+            outcome = yield from explain(self._pool(work), session, order, self._names(work))
         return self._look_again(work, order) if outcome is Outcome.ORDER_PENDING else outcome
 
     def _finalize(self, work: Work) -> Step:
         assert work.issuance
-        session, seen, issuance = self._session(work), self._observe(work.certificate), work.issuance
+        session, seen, issuance = self._session(work), self._observer.observe(work.certificate), work.issuance
         work.order = None
         pair = self._secrets.next_key(work.certificate)
         if pair is None:
@@ -571,7 +493,7 @@ class CertificateReconciler:
             return Outcome.REQUEST_CHANGED
         # From here on an error leaves open whether the CA got it: the next step is to look, not to send again.
         self._move(work, Outcome.FINALIZED)
-        order = yield from call(session.account_uri, session.finalize, issuance.finalize_url, csr)
+        order = yield from call(self._pool(work), session.finalize, issuance.finalize_url, csr)
         if order.status == "valid" and order.certificate:
             work.order = order
             return Outcome.ORDER_VALID
@@ -590,13 +512,13 @@ class CertificateReconciler:
                 )
             outcome = order_outcome(order.status)
             if outcome is Outcome.ORDER_INVALID:
-                return (yield from self._explain(work, session, order))
+                return (yield from explain(self._pool(work), session, order, self._names(work)))
             if outcome is Outcome.ORDER_PROCESSING or (outcome is Outcome.ORDER_VALID and not order.certificate):
                 return self._look_again(work, order)
             if outcome is Outcome.ORDER_VALID:
-                work.chain = yield from call(session.account_uri, session.certificate, order.certificate)
+                work.chain = yield from call(self._pool(work), session.certificate, order.certificate)
             return outcome
-        seen, pair = self._observe(work.certificate), self._secrets.next_key(work.certificate)
+        seen, pair = self._observer.observe(work.certificate), self._secrets.next_key(work.certificate)
         if pair is None:
             raise PermanentError(
                 Reason.KEY_LOST, "The Secret with the key of this order was deleted; its certificate is of no use."
@@ -625,9 +547,9 @@ class CertificateReconciler:
     def _discard(self, work: Work, seen: Observed, why: str) -> Outcome:
         """The certificate that came must not be installed: the spec has changed meanwhile, or else it is a failure."""
         assert work.issuance
-        account = self._account(seen)
+        account = self._observer.account(seen)
         if account:
-            changed = self._asked(seen, account) != work.issuance.request_hash
+            changed = self._observer.asked(seen, account) != work.issuance.request_hash
         else:
             changed = seen.certificate.metadata.generation != work.issuance.generation
         if changed:
@@ -638,7 +560,7 @@ class CertificateReconciler:
 
     def _conclude(self, work: Work) -> Step:
         """Record the end of the attempt, then clean up: neither Ready nor the next issuance waits for that."""
-        self._record(work, self._observe(work.certificate))
+        self._record(work, self._observer.observe(work.certificate))
         yield from self._clean_up(work)
         return Outcome.CLEANED_UP
 
@@ -663,7 +585,7 @@ class CertificateReconciler:
         if deadline and deadline < self._clock.now() and work.state is not State.FINALIZING:
             return None
         try:
-            order: Order = yield from call(session.account_uri, session.order, url)
+            order: Order = yield from call(self._pool(work), session.order, url)
         except PermanentError as error:
             if error.reason is Reason.ORDER_GONE:
                 return None
@@ -687,24 +609,10 @@ class CertificateReconciler:
         if order and order.retry_after:
             pause = max(order.retry_after, MOMENT)
         work.looks += 1
-        issuer, names = issuer_name(work.certificate), listing(self._observe(work.certificate).names)
+        issuer, names = issuer_name(work.certificate), self._names(work)
         doing = f"check {names}" if work.state is State.SUBMITTED else f"issue for {names}"
         status = f" (order {order.status} since {when(work.issuance.started_at)})" if order else ""
         return Wait(pause, Finding(Reason.ORDER_PENDING, f"Waiting for {issuer} to {doing}{status}"))
-
-    def _explain(self, work: Work, session: Session, order: Order) -> Generator[Any, Any, Outcome]:
-        """Why an order is invalid, or still pending: its authorizations know. Raises PermanentError with the reason."""
-        for url in order.authorizations:
-            authorization = yield from call(session.account_uri, session.authorization, url)
-            if authorization.status not in {"pending", "valid"}:
-                raise authorization_failure(authorization)
-        if order_outcome(order.status) is not Outcome.ORDER_INVALID:
-            return Outcome.ORDER_PENDING
-        names = listing(self._observe(work.certificate).names)
-        if order.error:
-            failure = judge(order.error, retry_after=None, doing=f"issuing for {names}")
-            raise failure
-        raise PermanentError(Reason.ORDER_INVALID, f"The CA gave up the order for {names} and does not say why.")
 
     def _leave_order(self, work: Work, why: Outcome) -> Generator[Any, Any, None]:
         """Give the order up without counting a failure: the spec asks for something else, or the CA has lost it.
@@ -714,7 +622,7 @@ class CertificateReconciler:
         assert work.issuance
         changes: dict[str, Any] = {}
         if why is Outcome.ORDER_GONE:
-            seen, before = self._observe(work.certificate), work.certificate.status.recent_orders
+            seen, before = self._observer.observe(work.certificate), work.certificate.status.recent_orders
             if before and before[-1].outcome == Reason.ORDER_GONE:
                 raise PermanentError(
                     Reason.ORDER_GONE,
@@ -723,22 +631,15 @@ class CertificateReconciler:
                 )
             changes["recent_orders"] = recent(seen, work.issuance, Reason.ORDER_GONE)
         elif work.issuance.order_url and work.state is not State.AUTHORIZED:
-            yield from self._give_up_authorizations(work)
+            try:
+                session = self._session(work)
+                if order := (yield from self._handed_over(work, session)):
+                    yield from give_up_authorizations(self._pool(work), session, order)
+            except (TemporaryError, PermanentError) as error:
+                log.info("%s: the order given up keeps its authorizations: %s", work.certificate.key, error)
         yield from self._clean_up(work)
         if work.stored:
             self._write(work, None, Finding(Reason.ORDER_PENDING, "Ordering anew"), issuing=True, **changes)
-
-    def _give_up_authorizations(self, work: Work) -> Generator[Any, Any, None]:
-        """CAs ration pending authorizations."""
-        try:
-            session = self._session(work)
-            order = yield from self._handed_over(work, session)
-            for url in order.authorizations if order else ():
-                authorization = yield from call(session.account_uri, session.authorization, url)
-                if authorization.status == "pending":
-                    yield from call(session.account_uri, session.deactivate, url)
-        except (TemporaryError, PermanentError) as error:
-            log.info("%s: the order given up keeps its authorizations: %s", work.certificate.key, error)
 
     def _record(self, work: Work, seen: Observed) -> None:
         if work.state is State.ISSUED:
@@ -760,7 +661,7 @@ class CertificateReconciler:
         try:
             if work.issuance:
                 yield from self._challenges.clean_up(work.certificate.metadata.uid, work.issuance)
-            self._secrets.drop_next_key(self._observe(work.certificate))
+            self._secrets.drop_next_key(self._observer.observe(work.certificate))
         except (TemporaryError, PermanentError) as error:
             log.warning("%s: clean-up is left to the sweep: %s", work.certificate.key, error)
 

@@ -108,7 +108,7 @@ SEQUENCES: dict[str, tuple[Kind[Any], list[Step]]] = {
     "owners": (
         SECRET,
         [
-            ("apply", secret(ownerReferences=[owner("one", FIRST)])),
+            ("create", secret(ownerReferences=[owner("one", FIRST)])),
             ("apply", secret(ownerReferences=[owner("other", SECOND)])),
             ("apply", secret()),
         ],

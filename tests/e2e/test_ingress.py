@@ -90,7 +90,7 @@ def test_one_certificate_for_each_tls_entry(site: Site, suffix: str, annotation:
 def test_an_ingress_without_annotation_is_nobodys_business(site: Site, suffix: str) -> None:
     """An Ingress that asks for nothing gets nothing, not even an Event.
 
-    Mutation: reconcile every Ingress with tls entries.
+    Mutation: look at spec.tls alone in `is_annotated` and `wanted`.
     """
     site.ingress("plain", [([f"a.{suffix}"], "plain-tls")])
     site.ingress("web", [([f"b.{suffix}"], "web-tls")], NOBODY)
@@ -314,16 +314,18 @@ def test_the_class_of_the_asking_ingress(lab: Lab, site: Site, issuer: str, suff
     site.nothing_left()
 
 
-def test_hosts_changed_while_nobody_looks(site: Site, controller: Controller, suffix: str) -> None:
-    """What an Ingress asked for while the controller was away is carried over when it is back.
+def test_what_changes_while_nobody_looks(site: Site, controller: Controller, suffix: str) -> None:
+    """What changed while the controller was away is carried over when it is back: hosts, and an annotation removed.
 
-    Mutation: leave the first look at the Ingresses out of what wakes them.
+    Mutation: wake an Ingress only when it is annotated.
     """
     a, b = f"a.{suffix}", f"b.{suffix}"
     site.ingress("web", [([a], "web-tls")], NOBODY)
-    expect(site, {"web-tls": [a]})
+    site.ingress("old", [([a], "old-tls")], NOBODY)
+    expect(site, {"web-tls": [a], "old-tls": [a]})
     controller.kill()
     change(site, "web", tls=[([b], "web-tls")])
+    change(site, "old", cluster_issuer=None)
     controller.start()
     controller.wait_ready()
     expect(site, {"web-tls": [b]})

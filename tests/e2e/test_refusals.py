@@ -75,7 +75,7 @@ def sans(site: Site, secret: str) -> list[str]:
 def test_an_issuer_that_does_not_exist(lab: Lab, site: Site, issuer: str, suffix: str) -> None:
     """A Certificate names the issuer that it misses, orders nothing, and goes on by itself when that appears.
 
-    Mutation: do not wake the Certificates of an issuer that appears.
+    Mutation: wake the Certificates of an issuer neither when it appears nor when its account is open.
     """
     mark = lab.mark()
     site.certificate("web", [f"web.{suffix}"], "late", kind="Issuer")
@@ -165,7 +165,7 @@ def test_a_name_whose_dns_is_broken(
 def test_one_bad_name_among_good_ones_is_named(site: Site, issuer: str, suffix: str, lost: str) -> None:
     """Of several names the one that failed is told, and only that one.
 
-    Mutation: blame the first identifier of the order in `authorization_failure`.
+    Mutation: explain a failed order by its first authorization, whatever its status.
     """
     site.certificate("web", [f"a.{suffix}", lost, f"b.{suffix}"], issuer)
     message = refused(site, "web", "ChallengeFailed")
@@ -179,7 +179,7 @@ def test_one_bad_name_among_good_ones_is_named(site: Site, issuer: str, suffix: 
 def test_a_wildcard_with_http01_alone(lab: Lab, site: Site, issuer: str, suffix: str) -> None:
     """A wildcard name, which no CA validates by HTTP-01, ends with what the CA offers and what the issuer solves.
 
-    Mutation: choose the first challenge of an authorization in `_choose`, whatever the solver solves.
+    Mutation: take any challenge that is offered, whatever the solver solves.
     """
     site.certificate("web", [f"*.{suffix}"], issuer)
     message = refused(site, "web", "NotPreauthorized")
@@ -195,7 +195,7 @@ def test_a_wildcard_with_http01_alone(lab: Lab, site: Site, issuer: str, suffix:
 def test_an_issuer_without_solvers(lab: Lab, site: Site, issuer: str, suffix: str) -> None:
     """Without solvers a name that the CA has not validated before is refused in one sentence; with one it goes on.
 
-    Mutation: raise the failure for the CA's own reason, or wait for the authorization for ever.
+    Mutation: pass over an authorization that no solver can serve.
     """
     site.issuer("bare", solvers=None)
     site.certificate("web", [f"web.{suffix}"], "bare", kind="Issuer")
@@ -250,7 +250,7 @@ def test_no_ingress_class(site: Site, issuer: str, suffix: str, no_default_class
 def test_names_are_normalised(lab: Lab, site: Site, issuer: str, suffix: str) -> None:
     """Upper case, a trailing dot and an internationalised name are ordered as one A-label, once, and need nothing more.
 
-    Mutation: order `spec.dnsNames` as they stand.
+    Mutation: leave the names as they stand in `wanted_names`.
     """
     mark = lab.mark()
     site.certificate("web", [f"BÜCHER.{suffix}.", f"bücher.{suffix.upper()}", f"xn--bcher-kva.{suffix}"], issuer)
@@ -265,7 +265,7 @@ def test_names_are_normalised(lab: Lab, site: Site, issuer: str, suffix: str) ->
 def test_a_name_that_is_none(lab: Lab, site: Site, issuer: str, suffix: str) -> None:
     """A name that the schema lets through and IDNA does not is told, nothing is ordered, and a mended one goes on.
 
-    Mutation: raise out of `_observe` instead of keeping what is wrong.
+    Mutation: let `normalise` pass what IDNA refuses.
     """
     mark = lab.mark()
     site.certificate("web", [f"xn--a.{suffix}"], issuer)
@@ -282,7 +282,7 @@ def test_a_renewal_that_fails(lab: Lab, site: Site, issuer: str, suffix: str) ->
     """A failing renewal takes nothing away: Ready stays True, the Secret stays as it is, and the message says until
     when that holds.
 
-    Mutation: compute Ready from the last attempt, or drop the Secret with the next key.
+    Mutation: compute Ready from the last attempt.
     """
     host = f"web.{suffix}"
     site.certificate("web", [host], issuer)
@@ -329,7 +329,7 @@ def test_names_added_that_fail(lab: Lab, site: Site, issuer: str, suffix: str, l
 def test_an_issuer_that_goes_away(lab: Lab, site: Site, issuer: str, suffix: str) -> None:
     """A deleted Issuer leaves certificates as they are; a new order waits for it and says so.
 
-    Mutation: find Secret and issuer in one step, and a missing issuer makes a good certificate not Ready.
+    Mutation: count a missing issuer among what makes a certificate unfit.
     """
     name = f"ca-{secrets.token_hex(3)}"
     site.issuer(name)

@@ -102,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
         with suppress(OSError):
             step(self)
 
-    do_GET = do_POST = do_PATCH = do_DELETE = answer
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing."""

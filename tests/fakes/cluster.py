@@ -56,7 +56,7 @@ class ApiServer:
         self.watchers: list[Callable[[], None]] = []
         self._now = now
         self._objects: dict[str, dict[str, Json]] = {}
-        self._applied: dict[tuple[str, str], Json] = {}  # (uid, subresource): what our field manager applied last
+        self._applied: dict[str, Json] = {}  # by uid: what our field manager applied last
         self._uids = 0
 
     def get(self, kind: Kind[R], namespace: str, name: str) -> R | None:
@@ -77,7 +77,7 @@ class ApiServer:
         return self._insert(kind, obj)
 
     def apply(self, kind: Kind[R], manifest: Mapping[str, Any], subresource: str = "") -> R:
-        """Server-side apply with the one field manager, forced."""
+        """Server-side apply with the one field manager, forced; a status is replaced as a whole."""
         given = deepcopy(dict(manifest))
         metadata = given["metadata"]
         namespace, name = metadata.get("namespace", ""), metadata["name"]
@@ -87,13 +87,15 @@ class ApiServer:
             if subresource or preconditions["uid"]:
                 raise Conflict(f"{kind.kind} {_key(namespace, name)} is gone")
             obj = self.create(kind, given)
-            self._applied[obj.metadata.uid, ""] = _fields(kind, given, "")
+            self._applied[obj.metadata.uid] = _fields(kind, given)
             return obj
         for part, wanted in preconditions.items():
             if wanted and live["metadata"][part] != wanted:
                 raise Conflict(f"{kind.kind} {_key(namespace, name)} changed since it was read")
-        owned = (live["metadata"]["uid"], subresource)
-        fields = _fields(kind, given, subresource)
+        if subresource:
+            return self._update(kind, live | {"status": given.get("status", {})})
+        owned = live["metadata"]["uid"]
+        fields = _fields(kind, given)
         before = self._applied.get(owned)
         self._applied[owned] = fields
         return self._update(kind, _merge(live, fields, before or {}), force=before != fields)
@@ -336,10 +338,8 @@ def _desired(obj: Json) -> Json:
     return {part: value for part, value in obj.items() if part not in ("metadata", "status")}
 
 
-def _fields(kind: Kind[Any], given: Json, subresource: str) -> Json:
-    """What an apply may touch: the status alone through its subresource, all but the status otherwise."""
-    if subresource:
-        return {"status": given.get("status", {})}
+def _fields(kind: Kind[Any], given: Json) -> Json:
+    """What an apply may touch: all but the status of a kind that has it as a subresource."""
     return {part: value for part, value in given.items() if part != "status" or kind.kind not in _WITH_STATUS}
 
 

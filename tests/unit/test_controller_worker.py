@@ -216,21 +216,21 @@ def test_what_is_returned_brings_it_back(crew: Crew) -> None:
 @pytest.mark.parametrize(
     ("failure", "delay", "level", "words"),
     [
-        (TemporaryError("the CA is away"), 0.005, logging.WARNING, "Certificate shop/a: the CA is away"),
+        (TemporaryError("the CA is away"), 0.005, logging.WARNING, "the CA is away"),
         (
             TemporaryError("slow down", retry_after=timedelta(seconds=90)),
             90,
             logging.WARNING,
-            "Certificate shop/a: slow down",
+            "slow down",
         ),
-        (Conflict("it changed"), 0.005, logging.DEBUG, "Certificate shop/a: it changed"),
+        (Conflict("it changed"), 0.005, logging.DEBUG, "it changed"),
         (
             PermanentError(Reason.INVALID_SPEC, "no such name"),
             0.005,
             logging.ERROR,
-            "Certificate shop/a: InvalidSpec: no such name",
+            "no such name",
         ),
-        (ZeroDivisionError("x"), 0.005, logging.ERROR, "Certificate shop/a: a bug in the controller"),
+        (ZeroDivisionError("x"), 0.005, logging.ERROR, "A bug in the controller"),
     ],
 )
 def test_failures_come_back(
@@ -253,6 +253,7 @@ def test_failures_come_back(
     record = next(record for record in caplog.records if record.name.startswith("certbotk8s"))
     assert record.levelno == level
     assert record.getMessage().startswith(words)
+    assert (record.__dict__["kind"], record.__dict__["object"]) == ("Certificate", "shop/a")
     assert (record.exc_info is not None) == isinstance(failure, ZeroDivisionError)
     crew.clock.advance(delay)
     crew.until(lambda: len(crew.log) == 2)

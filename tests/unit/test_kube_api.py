@@ -118,18 +118,22 @@ def test_writes_are_sent_once() -> None:
 
 def test_what_is_sent() -> None:
     """Requests carry content type, field manager, force and strict validation. (Break: leave the content type out.)"""
-    with ScriptedApiServer(answers=[json({}) for _ in range(4)]) as server:
+    with ScriptedApiServer(answers=[json({}) for _ in range(5)]) as server:
         api = server.api()
         api.create(SECRET, MANIFEST)
         api.apply(CERTIFICATE, MANIFEST, "status")
+        api.apply(CERTIFICATE, MANIFEST)
         api.delete(SECRET, "shop", "web", "u-1")
         api.get(CLUSTER_ISSUER, "", "letsencrypt")
-        created, applied, deleted, read = server.requests
+        created, replaced, applied, deleted, read = server.requests
     assert (created.method, created.path) == ("POST", "/api/v1/namespaces/shop/secrets")
     assert created.headers["Content-Type"] == "application/json"
     assert created.query == {"fieldManager": "certbotk8s", "fieldValidation": "Strict"}
+    assert (replaced.method, replaced.headers["Content-Type"]) == ("PUT", "application/json")
+    assert replaced.path == "/apis/certbotk8s.io/v1/namespaces/shop/certificates/web/status"
+    assert replaced.query == {"fieldManager": "certbotk8s", "fieldValidation": "Strict"}
     assert applied.method == "PATCH"
-    assert applied.path == "/apis/certbotk8s.io/v1/namespaces/shop/certificates/web/status"
+    assert applied.path == "/apis/certbotk8s.io/v1/namespaces/shop/certificates/web"
     assert applied.headers["Content-Type"] == "application/apply-patch+yaml"
     assert applied.query == {"fieldManager": "certbotk8s", "force": "true", "fieldValidation": "Strict"}
     assert b'"apiVersion":"certbotk8s.io/v1","kind":"Certificate"' in applied.body

@@ -1517,10 +1517,10 @@ def test_a_tampered_issuance_harms_nobody(changes: dict[str, Any]) -> None:
     world.nothing_left()
 
 
-def test_an_issuance_that_cannot_be_removed_makes_no_loop() -> None:
-    """An issuance that another field manager wrote may outlive our apply: the CA is not asked for it without a pause.
+def test_an_issuance_that_another_wrote_makes_no_loop() -> None:
+    """An order that somebody else wrote into status is looked for, counted as lost, and gone.
 
-    Mutation: take it that what was left out of the apply is gone.
+    Mutation: go on with Finalizing when the CA does not know the order.
     """
     world = with_issuer()
     world.certificate()
@@ -1530,6 +1530,7 @@ def test_an_issuance_that_cannot_be_removed_makes_no_loop() -> None:
     world.start()
     world.settle(1200)
     assert world.counts()["order"] < 20
+    assert world.raw(api.CERTIFICATE, "web-tls")["status"].get("issuance") is None
     assert ready_of(world) == ("True", "Ready")
 
 

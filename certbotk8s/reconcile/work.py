@@ -1,0 +1,61 @@
+"""What the certificate reconciler remembers of an issuance between two steps, and what a step answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from datetime import timedelta
+
+    from certbotk8s.domain.acme import Order
+    from certbotk8s.domain.api import Certificate, CertificateFacts, Issuance
+    from certbotk8s.domain.errors import PermanentError
+    from certbotk8s.domain.issuance import Outcome, State
+    from certbotk8s.domain.plan import Finding
+    from certbotk8s.ports import Key
+
+
+@dataclass(frozen=True)
+class Wait:
+    """The step is not done: look again after this; `finding` says what is waited for."""
+
+    after: timedelta
+    finding: Finding
+
+
+@dataclass(frozen=True)
+class Rest:
+    """Nothing is under way: come back after this, or only when something changes."""
+
+    after: timedelta | None
+
+
+@dataclass
+class Work:
+    """An issuance as this process knows it. `stored` is what stands in status; everything else may be lost.
+
+    `since` (monotonic seconds) is when the state was entered, `due` until when its step waits, `looks` how often the CA
+    or the challenge was looked at in it, `errors` how many tries in a row failed, `to_answer` the challenges that the
+    CA waits for us to answer.
+    """
+
+    key: Key
+    certificate: Certificate
+    state: State
+    issuance: Issuance | None = None
+    stored: Issuance | None = None
+    since: float = 0.0
+    due: float = 0.0
+    looks: int = 0
+    errors: int = 0
+    shown: object = None
+    order: Order | None = None
+    to_answer: tuple[str, ...] = ()
+    chain: bytes = b""
+    installed: CertificateFacts | None = None
+    failure: PermanentError | None = None
+
+
+Step: TypeAlias = "Generator[Any, Any, Outcome | Wait | Rest]"
