@@ -120,8 +120,8 @@ class Controller:
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; then end in order: not ready, no new steps, steps end, watches, responder last."""
-        self._health.start()
         self._responder.start()
+        self._health.start()
         self._cluster.start()
         if self._cluster.wait_synced(stop):
             log.info("Caches are filled; reconciling")
@@ -135,8 +135,8 @@ class Controller:
             if not self._workers.stop():
                 log.warning("Steps under way did not end in time; they are taken up after the next start")
         self._cluster.stop()
-        self._responder.stop()
         self._health.stop()
+        self._responder.stop()
 
     # --- what a change wakes ------------------------------------------------------------------------------------------
 
@@ -188,7 +188,10 @@ class Controller:
         return None
 
     def _sick(self) -> str:
-        return self._workers.stuck(STUCK_SECONDS)
+        if not self._responder.is_alive():
+            return "the HTTP-01 responder has ended"
+        stuck = self._workers.stuck(STUCK_SECONDS)
+        return f"busy for more than {STUCK_SECONDS:.0f} s: {stuck}" if stuck else ""
 
     def _unready(self) -> str:
         if self._stopping.is_set():
