@@ -9,7 +9,7 @@ MUTATING = frozenset({"create", "update", "patch", "delete", "deletecollection"}
 
 
 class _User(msgspec.Struct):
-    username: str
+    username: str = ""  # a request with a wrong token has none
 
 
 class _Object(msgspec.Struct, rename="camel"):
