@@ -40,7 +40,8 @@ def test_one_name_costs_seven_requests_and_ten_writes(
     site.event("web", "Issued")
     requests = [request for request in lab.acme_requests(mark) if not request.is_new_nonce]
     polls = [request for request in requests if "/my-order/" in request.path or "/order/" in request.path]
-    writes = lab.kube_writes(mark)
+    # Namespaces of former tests are still being taken down.
+    writes = [write for write in lab.kube_writes(mark) if write.namespace in {site.namespace, lab.namespace}]
     print(f"\none name: Ready after {seconds:.2f} s, {len(requests)} requests to the CA, {len(writes)} writes")
     print(f"  {[request.path for request in requests]}\n  {dict(counted(site, mark))}")
     extra_polls = max(0, len(polls) - 2)
