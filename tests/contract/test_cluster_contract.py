@@ -279,12 +279,11 @@ def test_events_show_and_are_counted(watching: Watching, lab: Lab, namespace: st
     assert "The host is missing." in shown
 
 
-def test_event_of_a_cluster_scoped_object(watching: Watching, lab: Lab) -> None:
+def test_event_of_a_cluster_scoped_object(watching: Watching, lab: Lab, suffix: str) -> None:
     """An Event about a cluster-scoped object stands in namespace default. (Break: its namespace is left empty.)"""
-    uid = lab.api("/api/v1/namespaces/default")["metadata"]["uid"]  # type: ignore[index]
-    about = Reference("certbotk8s.io/v1", "ClusterIssuer", "", f"one-{uid[:4]}", uid)
+    about = Reference("certbotk8s.io/v1", "ClusterIssuer", "", suffix, "u-1")
     watching.cluster.event(about, Reason.ACCOUNT_REGISTERED, "Registered")
-    found = ["get", "events", "-n", "default", "--field-selector", f"involvedObject.name=one-{uid[:4]}", "-o", "name"]
+    found = ["get", "events", "-n", "default", "--field-selector", f"involvedObject.name={suffix}", "-o", "name"]
     eventually(lambda: "event/" in lab.kubectl(*found))
 
 

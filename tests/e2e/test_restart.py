@@ -116,7 +116,7 @@ def test_told_to_end_in_the_midst_of_many(
     """SIGTERM with ten orders at all stages ends with status 0 in time, and the next start finishes every one, with no
     certificate more than asked for.
 
-    Mutation: drop `_close` from the workers' stop, and a step that got its answer is not written.
+    Mutation: start anew instead of fetching the order in `_resume`.
     """
     since = lab.acme.mark()
     names = [f"web{number}" for number in range(10)]
