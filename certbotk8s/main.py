@@ -32,8 +32,10 @@ from certbotk8s.reconcile.certificate import CertificateReconciler
 from certbotk8s.reconcile.indexes import (
     BY_ISSUER,
     BY_SECRET,
+    BY_TLS,
     BY_TOKEN,
     CERTIFICATE_INDEXES,
+    INGRESS_INDEXES,
     SECRET_INDEXES,
     certificate_key,
     secret_key,
@@ -73,7 +75,7 @@ class Controller:
         )
         for kind in api.ISSUER_KINDS.values():
             self._cluster.watch(kind, on_change=self._issuer_changed(kind.kind))
-        self._cluster.watch(api.INGRESS, on_change=self._ingress_changed)
+        self._ingresses = self._cluster.watch(api.INGRESS, indexes=INGRESS_INDEXES, on_change=self._ingress_changed)
         self._cluster.watch(api.INGRESS_CLASS)
         self._cluster.watch(
             pem.SECRET_FACTS,
@@ -148,6 +150,10 @@ class Controller:
             for owner in meta.owner_references:
                 if owner.kind == "Ingress":
                     self._queue.add(Key("Ingress", meta.namespace, owner.name))
+        if new is None:
+            # One that was not theirs may have stood in the way of others.
+            for ingress in self._ingresses.find(BY_TLS, f"{meta.namespace}/{meta.name}"):
+                self._queue.add(Key("Ingress", meta.namespace, ingress.metadata.name))
         if old is not None and (new is None or new.spec.secret_name != old.spec.secret_name):
             self._wake_claimants(secret_key(old))  # whoever waited for its Secret may go on
 

@@ -45,6 +45,7 @@ _SECONDS = re.compile(r"-?[0-9]{1,12}(?:\.[0-9]*)?")
 # What each exception means to the reader; the first that fits counts. {seconds} is the read timeout.
 _CAUSES: tuple[tuple[type[Exception], str], ...] = (
     (http.NameResolutionError, "its name cannot be resolved. Check the name and this cluster's DNS"),
+    (http.NewConnectionError, "no connection{error}. Check the address, routes and firewalls"),
     (http.ConnectTimeoutError, f"no connection within {CONNECT_SECONDS:.0f} s{{error}}. Check routes and firewalls"),
     (http.TimeoutError, "no answer within {seconds:.0f} s"),
     (TimeoutError, "no answer within {seconds:.0f} s"),

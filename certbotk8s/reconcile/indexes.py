@@ -8,7 +8,7 @@ from certbotk8s.domain import api
 from certbotk8s.ports import Key
 
 if TYPE_CHECKING:
-    from certbotk8s.domain.api import Certificate, IssuerRef, SecretFacts
+    from certbotk8s.domain.api import Certificate, Ingress, IssuerRef, SecretFacts
 
 BY_SECRET = "secret"  # noqa: S105 - the name of an index
 BY_ISSUER = "issuer"
@@ -16,6 +16,7 @@ BY_ORDER_SET = "order set"
 BY_TOKEN = "token"  # noqa: S105
 BY_INGRESS = "ingress"
 BY_OWNER = "owner"
+BY_TLS = "tls"
 
 
 def certificate_key(certificate: Certificate) -> Key:
@@ -59,6 +60,10 @@ def _by_owner(secret: SecretFacts) -> list[str]:
     return [meta.annotations.get(api.ANNOTATION_CERTIFICATE_UID, "")] if next_key else []
 
 
+def _by_tls(ingress: Ingress) -> list[str]:
+    return [f"{ingress.metadata.namespace}/{entry.secret_name}" for entry in ingress.spec.tls if entry.secret_name]
+
+
 CERTIFICATE_INDEXES = {
     BY_SECRET: lambda certificate: [secret_key(certificate)],
     BY_ISSUER: lambda certificate: [store_index(issuer_key(certificate))],
@@ -71,6 +76,8 @@ CERTIFICATE_INDEXES = {
 }
 # Next-key Secrets by the UID of their Certificate.
 SECRET_INDEXES = {BY_OWNER: _by_owner}
+# Ingresses by the Secrets that they name, which are the names of their Certificates too.
+INGRESS_INDEXES = {BY_TLS: _by_tls}
 
 
 def store_index(issuer: Key) -> str:

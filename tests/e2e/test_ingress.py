@@ -343,3 +343,16 @@ def test_a_certificate_deleted_by_hand(site: Site, suffix: str) -> None:
     site.lab.api(site.certificate_path("web-tls"), method="DELETE")
     wait_for(lambda: (certificates(site).get("web-tls") or {}).get("metadata", {}).get("uid", uid) != uid, "a new one")
     expect(site, {"web-tls": [host]})
+
+
+def test_a_foreign_certificate_that_goes(site: Site, suffix: str) -> None:
+    """When the Certificate of somebody else that stood in the way is deleted, the Ingress gets its own by itself.
+
+    Mutation: do not look for the Ingresses that name a deleted Certificate in `_certificate_changed`.
+    """
+    host = f"a.{suffix}"
+    site.certificate("web-tls", [f"mine.{suffix}"], NOBODY)
+    site.ingress("web", [([host], "web-tls")], NOBODY)
+    site.event("web", "IngressInvalid", kind="Ingress")
+    site.lab.api(site.certificate_path("web-tls"), method="DELETE")
+    expect(site, {"web-tls": [host]})

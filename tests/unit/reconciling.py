@@ -24,7 +24,7 @@ from certbotk8s.main import Controller
 from certbotk8s.ports import Key
 from certbotk8s.reconcile.accounts import Accounts
 from certbotk8s.reconcile.certificate import CertificateReconciler
-from certbotk8s.reconcile.indexes import CERTIFICATE_INDEXES, SECRET_INDEXES
+from certbotk8s.reconcile.indexes import CERTIFICATE_INDEXES, INGRESS_INDEXES, SECRET_INDEXES
 from certbotk8s.reconcile.ingress import IngressReconciler
 from certbotk8s.reconcile.issuer import IssuerReconciler
 from tests.fakes.ca import FakeAuthority, FakeCA
@@ -108,7 +108,7 @@ class Process(Controller):
         )
         for kind in api.ISSUER_KINDS.values():
             self.cluster.watch(kind, on_change=self._issuer_changed(kind.kind))
-        self.cluster.watch(api.INGRESS, on_change=self._ingress_changed)
+        self._ingresses = self.cluster.watch(api.INGRESS, indexes=INGRESS_INDEXES, on_change=self._ingress_changed)
         self.cluster.watch(api.INGRESS_CLASS)
         self.accounts, self.solver = Accounts(), FakeSolver(self.cluster, HOME)
         keys = Keys()
