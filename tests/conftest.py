@@ -16,9 +16,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Builds the lab's programs, where a collected test needs them, before the time limit of any test runs."""
     if "CERTBOTK8S_LAB" in os.environ or session.config.option.collectonly:
         return
-    if any(_FIXTURE in getattr(item, "fixturenames", ()) for item in session.items):
+    if any(_needs_lab(item) for item in session.items):
         with session.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
             binaries()
+
+
+def _needs_lab(item: pytest.Item) -> bool:
+    """Whether the test uses the fixture of this file, and not one of its own with that name."""
+    definitions = item._fixtureinfo.name2fixturedefs.get(_FIXTURE, ()) if isinstance(item, pytest.Function) else ()
+    return bool(definitions) and definitions[-1].baseid == "tests"
 
 
 @pytest.fixture(scope="session")
