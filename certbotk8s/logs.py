@@ -48,3 +48,5 @@ def configure(form: str, level: str) -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     for name in ("certbotk8s", "solvers"):
         logging.getLogger(name).setLevel(level.upper())
+    # Its warnings of a try that failed are told in our words, and hold names of Python types.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
+import socket
 import sys
 import threading
 from dataclasses import fields
@@ -26,6 +28,7 @@ from certbotk8s.domain.errors import PermanentError, TemporaryError
 from certbotk8s.domain.plan import issuer_ready
 from certbotk8s.kube.api import connect
 from certbotk8s.kube.cluster import KubeCluster
+from certbotk8s.kube.lease import Election
 from certbotk8s.ports import Key, SolverContext
 from certbotk8s.reconcile.accounts import Accounts
 from certbotk8s.reconcile.certificate import CertificateReconciler
@@ -66,7 +69,21 @@ class Controller:
         self._stopping = threading.Event()
         self._queue = WorkQueue(clock)
         enqueue = self._queue.add
-        self._cluster = KubeCluster(connection, clock, on_death=on_death)
+        self._election = (
+            Election(
+                connection,
+                clock,
+                namespace=settings.namespace,
+                identity=settings.identity or f"{socket.gethostname()}-{secrets.token_hex(4)}",
+                address=reachable(settings.http01_listen),
+                duration=settings.lease_duration,
+                on_lost=on_death,
+            )
+            if settings.leader_elect
+            else None
+        )
+        fence = self._election.fence if self._election else _nothing
+        self._cluster = KubeCluster(connection, clock, on_death=on_death, fence=fence)
         accounts, keys = Accounts(), Keys()
         self._certificates = self._cluster.watch(
             api.CERTIFICATE,
@@ -111,21 +128,26 @@ class Controller:
             },
             clock,
             on_death=on_death,
+            fence=fence,
             count=settings.workers,
         )
         self._timer = Timer(clock)
         self._timer.every(SWEEP_DUE_SECONDS, reconcile_certificate.sweep_due, "due Certificates")
         self._timer.every(SWEEP_CHALLENGES_SECONDS, reconcile_certificate.sweep_challenges, "orphaned challenges")
         self._sweep_challenges = reconcile_certificate.sweep_challenges
-        self._responder = Responder(settings.http01_listen, self._answer)
+        leader = self._election.leader_address if self._election else str
+        self._responder = Responder(settings.http01_listen, self._answer, leader=leader)
         self._health = Health(settings.metrics_listen, sick=self._sick, unready=self._unready)
 
     def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set; then end in order: not ready, no new steps, steps end, watches, responder last."""
+        """Work until `stop` is set, as soon as this replica leads; until then answer challenges, with warm caches.
+
+        It ends in order: not ready, no new steps, steps end, the Lease is released, watches, responder last.
+        """
         self._responder.start()
         self._health.start()
         self._cluster.start()
-        if self._cluster.wait_synced(stop):
+        if self._cluster.wait_synced(stop) and self._leads(stop):
             log.info("Caches are filled; reconciling")
             self._workers.start()
             self._timer.start()
@@ -134,11 +156,25 @@ class Controller:
             log.info("Stopping")
             self._stopping.set()
             self._timer.stop()
-            if not self._workers.stop():
+            ended = self._workers.stop()
+            if not ended:
                 log.warning("Steps under way did not end in time; they are taken up after the next start")
+            if self._election:
+                self._election.stop(release=ended)
+        self._stopping.set()
         self._cluster.stop()
         self._health.stop()
         self._responder.stop()
+
+    def _leads(self, stop: threading.Event) -> bool:
+        """Wait until this replica leads; False when it is told to end before."""
+        if self._election is None:
+            return True
+        self._election.start()
+        if self._election.wait(stop):
+            return True
+        self._election.stop(release=True)
+        return False
 
     # --- what a change wakes ------------------------------------------------------------------------------------------
 
@@ -206,6 +242,25 @@ class Controller:
         return f"waiting for the API server's {missing}" if missing else ""
 
 
+def _nothing() -> None:
+    """The fence of a controller that is alone."""
+
+
+def reachable(listen: str) -> str:
+    """`host:port` at which other replicas reach what listens at `listen`; "" when this host does not know its address.
+
+    Of an address that stands for all, that of the host's name, which in a Pod is the Pod's.
+    """
+    host, _, port = listen.rpartition(":")
+    if host.strip("[]") not in {"", "0.0.0.0", "::"}:  # noqa: S104 - compared, not bound to
+        return listen
+    try:
+        address = str(socket.getaddrinfo(socket.gethostname(), None)[0][4][0])
+    except OSError:
+        return ""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def found_solvers(context: SolverContext) -> Mapping[str, Solver]:
     """The solvers that are installed, by the name of their entry point."""
     return {entry.name: entry.load()(context) for entry in entry_points(group="certbotk8s.solvers")}
@@ -234,6 +289,7 @@ CHOICES = {
     "log_format": click.Choice(["json", "text"]),
     "log_level": click.Choice(["debug", "info", "warning", "error"]),
     "workers": click.IntRange(1, 256),
+    "lease_duration": click.IntRange(2, 3600),
     "http01_port": click.IntRange(1, 65535),
 }
 

@@ -26,5 +26,13 @@ class Settings:
     )
     metrics_listen: str = _setting("0.0.0.0:9402", "Address and port of /metrics, /livez and /readyz.")
     workers: int = _setting(16, "Reconciles that may run at once.")
+    leader_elect: bool = _setting(True, "Of several replicas one works, the others answer challenges and stand by.")
+    lease_duration: int = _setting(15, "Seconds after which another replica takes the place of one that is silent.")
+    identity: str = _setting(
+        "",
+        "Name of this replica in the Lease. A container that starts again in its Pod has its Lease back at once. "
+        "Default: the host's name and a random part.",
+        environment=("POD_NAME",),
+    )
     log_format: str = _setting("json", "json or text.")
     log_level: str = _setting("info", "debug, info, warning or error.")

@@ -29,6 +29,11 @@ _REQUEST_SECONDS = 5.0  # from the first byte of a request to its last
 _IDLE_SECONDS = 120.0  # longer than ingress controllers keep unused connections: it is they who close one, never we
 _REQUEST_LINE = re.compile(rb"([A-Z]{1,20}) (?:http://[^/ ?]*)?([^ ?]*)(?:\?[^ ]*)? HTTP/1\.([01])")
 _HOST = re.compile(r"[a-z0-9_.:\[\]-]{1,253}")
+# What the leader is asked for, at most this often in a second by all connections together, and for how long.
+_ASKS = 20
+_ASK_SECONDS = 1.0
+_ASKED = b"x-certbotk8s-asked"  # the header of a replica's own question: it is passed on to nobody
+_KEY_AUTHORIZATION = re.compile(rb"HTTP/1\.1 200 .*?\r\n\r\n([A-Za-z0-9_-]{1,128})(\.[A-Za-z0-9_-]{43})", re.DOTALL)
 _MAX_NOTED_TOKENS = 1024
 _MAX_NOTED_HOSTS = 8
 
@@ -42,17 +47,24 @@ class Answer(NamedTuple):
     names: frozenset[str]
 
 
+NOT_FOUND = (404, b"not found\n")
+
+
 class Responder:
     """Answers `/.well-known/acme-challenge/TOKEN`; `/` and `/healthz` with 200 for load balancers; all else with 404.
 
     `listen` is `address:port` (`[address]:port` of IPv6). `lookup` gives the answer for a token, or None; it is called
-    in the server's only thread and must not wait.
+    in the server's only thread and must not wait. `leader` gives the `address:port` of the replica that knows every
+    token first, or "": it is asked once for one that is not known here, since a 404 of ours would cost an
+    authorization.
     """
 
-    def __init__(self, listen: str, lookup: Callable[[str], Answer | None]) -> None:
+    def __init__(self, listen: str, lookup: Callable[[str], Answer | None], *, leader: Callable[[], str] = str) -> None:
         host, _, port = listen.rpartition(":")
         self._listen = (host.strip("[]"), int(port))
         self._lookup = lookup
+        self._leader = leader
+        self._asks = (0.0, 0)  # the second that began then, and how often the leader was asked in it
         self._thread: Thread | None = None
         self._stop: Callable[[], object]
         self._connections: dict[_Connection, None] = {}  # the one that has been silent longest first
@@ -116,9 +128,39 @@ class Responder:
             return 200, b"ok\n"
         token = path.removeprefix(CHALLENGE_PATH)
         if token == path or not TOKEN.fullmatch(token) or (found := self._lookup(token)) is None:
-            return 404, b"not found\n"
+            return NOT_FOUND
         self._note(token, host, found.names)
         return 200, found.key_authorization.encode()
+
+    def may_ask(self, path: str) -> str:
+        """The address of the leader, if it is to be asked for a challenge that is not known here; else ""."""
+        token = path.removeprefix(CHALLENGE_PATH)
+        leader = self._leader() if token != path and TOKEN.fullmatch(token) else ""
+        if not leader:
+            return ""
+        now = asyncio.get_running_loop().time()
+        since, asks = self._asks
+        self._asks = (now, 1) if now - since >= 1 else (since, asks + 1)
+        return leader if self._asks[1] <= _ASKS else ""
+
+    async def ask(self, leader: str, path: str) -> tuple[int, bytes]:
+        """Status and body as the leader has them; 404 when it knows nothing either, or says nothing in time."""
+        host, _, port = leader.rpartition(":")
+        request = f"GET {path} HTTP/1.1\r\nHost: {leader}\r\nConnection: close\r\n".encode() + _ASKED + b": 1\r\n\r\n"
+        try:
+            async with asyncio.timeout(_ASK_SECONDS):
+                reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+                try:
+                    writer.write(request)
+                    said = await reader.read(_MAX_REQUEST)
+                finally:
+                    writer.close()
+        except (OSError, ValueError):
+            return NOT_FOUND
+        found = _KEY_AUTHORIZATION.fullmatch(said)
+        if found is None or found[1].decode() != path.removeprefix(CHALLENGE_PATH):
+            return NOT_FOUND
+        return 200, found[1] + found[2]
 
     def _note(self, token: str, host: str, names: frozenset[str]) -> None:
         """Log a Host that is no name of the order, once: it is a redirect, or an ingress controller's own Host.
@@ -153,6 +195,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle
         self._deadline = self._loop.time() + _REQUEST_SECONDS
+        self._asking: asyncio.Task[None] | None = None
 
     def close(self) -> None:
         self._transport.abort()
@@ -164,6 +207,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the interface of asyncio
         self._timer.cancel()
+        if self._asking:
+            self._asking.cancel()
         self._responder.closed(self)
 
     def pause_writing(self) -> None:
@@ -174,7 +219,13 @@ class _Connection(asyncio.Protocol):
         if not self._buffer:
             self._deadline = self._loop.time() + _REQUEST_SECONDS
         self._buffer += data
-        while self._buffer and not self._transport.is_closing():
+        if self._asking and len(self._buffer) > _MAX_REQUEST:
+            self.close()  # nobody sends that much while an answer is looked for
+            return
+        self._go_on()
+
+    def _go_on(self) -> None:
+        while self._buffer and not self._asking and not self._transport.is_closing():
             head, end, rest = self._buffer.lstrip(b"\r\n").partition(b"\r\n\r\n")
             if len(head) > _MAX_REQUEST:
                 self._send(431, b"request too large\n", keep=False)
@@ -202,8 +253,19 @@ class _Connection(asyncio.Protocol):
         if method not in {b"GET", b"HEAD"}:
             self._send(405, b"only GET and HEAD\n", keep=False)
             return
-        status, text = self._responder.answer(path.decode("latin-1"), headers.get(b"host", b"").decode("latin-1"))
-        self._send(status, text, keep=keep, with_body=method == b"GET")
+        asked, with_body = path.decode("latin-1"), method == b"GET"
+        status, text = self._responder.answer(asked, headers.get(b"host", b"").decode("latin-1"))
+        if (status, text) == NOT_FOUND and _ASKED not in headers and (leader := self._responder.may_ask(asked)):
+            self._asking = self._loop.create_task(self._pass_on(leader, asked, keep=keep, with_body=with_body))
+        else:
+            self._send(status, text, keep=keep, with_body=with_body)
+
+    async def _pass_on(self, leader: str, path: str, *, keep: bool, with_body: bool) -> None:
+        """Answer with what the leader says; then with what else was asked meanwhile on this connection."""
+        status, text = await self._responder.ask(leader, path)
+        self._asking = None
+        self._send(status, text, keep=keep, with_body=with_body)
+        self._go_on()
 
     def _send(self, status: int, body: bytes, *, keep: bool, with_body: bool = True) -> None:
         self._transport.write(

@@ -40,7 +40,8 @@ class Workers:
     `reconcilers` gives for each `Key.kind` the generator function. What one returns is after how long to come back;
     a TemporaryError brings the key back after its `retry_after` or, without one, later with each failure; so does any
     other exception, which is a bug and logged with its traceback. `on_death` is called with a sentence when a thread
-    ends by a bug of the driver itself.
+    ends by a bug of the driver itself. `fence` is called before every call that a reconcile yields and raises
+    TemporaryError when this process must do nothing.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Workers:
         clock: Clock,
         *,
         on_death: Callable[[str], None],
+        fence: Callable[[], None] = lambda: None,
         count: int = 16,
         calls_per_pool: int = 8,
     ) -> None:
@@ -57,6 +59,7 @@ class Workers:
         self._reconcilers = reconcilers
         self._clock = clock
         self._on_death = on_death
+        self._fence = fence
         self._pools = Pools(clock, on_death=on_death, limit=calls_per_pool)
         self._waiter = threading.Condition()
         self._paused: dict[Key, _Paused] = {}  # put aside: waiting for the call, or ready to go on
@@ -157,6 +160,7 @@ class Workers:
     def _put_aside(self, key: Key, steps: Steps, call: Call) -> None:
         def make() -> None:
             try:
+                self._fence()
                 answered = _Paused(steps, answer=call.function())
             except Exception as error:  # the reconcile's to judge
                 answered = _Paused(steps, error=error)

@@ -29,6 +29,7 @@ from urllib3.exceptions import (
     SSLError,
 )
 from urllib3.util.retry import Retry
+from yaml import YAMLError
 
 import certbotk8s
 from certbotk8s.domain.api import FIELD_MANAGER, Resource, Struct
@@ -55,6 +56,7 @@ _LONGEST_WAIT = timedelta(hours=1)
 
 # Once more when no connection came about, or a GET met one that had just been closed; the rest is for the queue.
 _RETRIES = Retry(total=1, redirect=False, status=0, respect_retry_after_header=False, allowed_methods={"GET"})
+_ONCE = Retry(total=0, redirect=False, status=0, respect_retry_after_header=False)
 
 
 class Expired(TemporaryError):
@@ -152,6 +154,9 @@ def connect(*, kubeconfig: str = "", context: str = "") -> Api:
             config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
     except (config.ConfigException, OSError) as error:
         raise TemporaryError(f"there is no way to the API server: {error}") from error
+    except YAMLError as error:
+        words = " ".join(str(error).split())
+        raise TemporaryError(f"there is no way to the API server: the kubeconfig is no YAML: {words}") from error
     configuration.keep_alive = True
     configuration.retries = False
     # Every watch holds a connection; a smaller pool would open and throw away one per request beyond it.
@@ -171,11 +176,11 @@ class Api:
         self._client = client
         self.host: str = urlsplit(client.configuration.host).netloc
 
-    def get(self, kind: Kind[Any], namespace: str, name: str) -> bytes | None:
-        """The object's JSON, or None when there is no such object."""
+    def get(self, kind: Kind[Any], namespace: str, name: str, *, seconds: float | None = None) -> bytes | None:
+        """The object's JSON, or None when there is no such object. `seconds`: as of `create`."""
         path = _object_path(kind, namespace, name)
         try:
-            return self._exchange("read", _named(kind, namespace, name), "GET", path)
+            return self._exchange("read", _named(kind, namespace, name), "GET", path, seconds=seconds)
         except NotFound:
             return None
 
@@ -232,20 +237,32 @@ class Api:
             raise self._error("watch", kind.plural, response, body)
         return response
 
-    def create(self, kind: Kind[Any], manifest: Mapping[str, Any]) -> bytes:
-        """POST; the object as stored. Raises AlreadyExists when the name is taken."""
+    def create(self, kind: Kind[Any], manifest: Mapping[str, Any], *, seconds: float | None = None) -> bytes:
+        """POST; the object as stored. Raises AlreadyExists when the name is taken.
+
+        With `seconds` the request is sent once, and an answer is waited for no longer than that.
+        """
         namespace, name = _identity(manifest)
         _object_path(kind, namespace, name)
         query = [("fieldManager", FIELD_MANAGER), ("fieldValidation", "Strict")]
         body = _manifest(kind, manifest)
         return self._exchange(
-            "create", _named(kind, namespace, name), "POST", kind.path(namespace), query=query, body=body
+            "create",
+            _named(kind, namespace, name),
+            "POST",
+            kind.path(namespace),
+            query=query,
+            body=body,
+            seconds=seconds,
         )
 
-    def apply(self, kind: Kind[Any], manifest: Mapping[str, Any], subresource: str = "") -> bytes:
+    def apply(
+        self, kind: Kind[Any], manifest: Mapping[str, Any], subresource: str = "", *, seconds: float | None = None
+    ) -> bytes:
         """Server-side apply, forced; the object as stored. Raises Conflict when a uid or a version does not hold.
 
         A subresource is replaced as a whole (PUT): apply removes only what no other manager has written there.
+        `seconds`: as of `create`.
         """
         namespace, name = _identity(manifest)
         query = [("fieldManager", FIELD_MANAGER), ("fieldValidation", "Strict")]
@@ -257,6 +274,7 @@ class Api:
             query=query if subresource else [*query, ("force", "true")],
             body=_manifest(kind, manifest),
             content_type=_JSON if subresource else _APPLY_PATCH,
+            seconds=seconds,
         )
 
     def merge(self, kind: Kind[Any], namespace: str, name: str, patch: Mapping[str, Any]) -> bytes:
@@ -294,8 +312,9 @@ class Api:
         body: bytes | None = None,
         content_type: str = _JSON,
         accept: str = _JSON,
+        seconds: float | None = None,
     ) -> bytes:
-        response = self._send(method, path, query, accept, body=body, content_type=content_type)
+        response = self._send(method, path, query, accept, body=body, content_type=content_type, total=seconds)
         if not 200 <= response.status < 300:
             raise self._error(verb, what, response, response.data)
         return response.data
@@ -310,8 +329,12 @@ class Api:
         body: bytes | None = None,
         content_type: str = _JSON,
         read: float | None = None,
+        total: float | None = None,
     ) -> urllib3.BaseHTTPResponse:
-        """One request. With `read` (seconds without a byte) the body is left to the caller as a stream."""
+        """One request. With `read` (seconds without a byte) the body is left to the caller as a stream.
+
+        With `total` (seconds for connection and answer) it is sent once.
+        """
         headers = {"Accept": accept}
         if body is not None:
             headers["Content-Type"] = content_type
@@ -324,8 +347,8 @@ class Api:
                 url,
                 body=body,
                 headers=headers,
-                timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=read or READ_SECONDS),
-                retries=_RETRIES,
+                timeout=urllib3.Timeout(total=total, connect=CONNECT_SECONDS, read=read or READ_SECONDS),
+                retries=_ONCE if total else _RETRIES,
                 preload_content=read is None,
             )
         except (HTTPError, OSError) as error:

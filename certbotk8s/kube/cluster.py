@@ -59,9 +59,13 @@ class KubeCluster:
     """The API server for the reconcilers.
 
     Watches are declared first and started together. `on_death` is called with a sentence when a watch ends by a bug.
+    `fence` is called before every write and raises TemporaryError when this process must change nothing.
     """
 
-    def __init__(self, api: Api, clock: Clock, *, on_death: Callable[[str], None]) -> None:
+    def __init__(
+        self, api: Api, clock: Clock, *, on_death: Callable[[str], None], fence: Callable[[], None] = lambda: None
+    ) -> None:
+        self._fence = fence
         self._api = api
         self._clock = clock
         self._on_death = on_death
@@ -205,14 +209,17 @@ class KubeCluster:
 
     def create(self, kind: Kind[R], manifest: Mapping[str, Any]) -> R:
         """POST; raises AlreadyExists when the name is taken."""
+        self._fence()
         return self._absorb(kind, self._api.create(kind, manifest))
 
     def apply(self, kind: Kind[R], manifest: Mapping[str, Any], *, subresource: str = "") -> R:
         """Server-side apply, forced. Raises Conflict when `metadata.uid` or `metadata.resourceVersion` do not hold."""
+        self._fence()
         return self._absorb(kind, self._api.apply(kind, manifest, subresource))
 
     def delete(self, kind: Kind[Any], namespace: str, name: str, *, uid: str = "") -> None:
         """Delete (in the background); no object, or one of another uid, is no error."""
+        self._fence()
         try:
             answer = self._api.delete(kind, namespace, name, uid)
         except NotFound:

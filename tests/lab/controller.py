@@ -26,6 +26,7 @@ HTTP01_PORT = 8089
 METRICS_PORT = 9402
 
 _MOST_REPLICAS = 200
+_FORGOTTEN = 0.6  # seconds: three looks of the Service at its backends
 
 
 class Controller:
@@ -54,6 +55,7 @@ class Controller:
             "KUBECONFIG": lab.controller_kubeconfig,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             "PYTHONUNBUFFERED": "1",
+            "POD_NAME": self.name,
             **(environment or {}),
         }
         self._child: Child | None = None
@@ -62,6 +64,18 @@ class Controller:
         """Starts it. Does not wait until it is ready."""
         self._child = Child(self.name, self._command, self.log, env=self._environment)
         _registration(self._lab, self._number).touch()
+
+    def withdraw(self) -> None:
+        """Leads the Service away from it, as when its Pod is marked for deletion; until the next start.
+
+        Returns when nothing comes any more: a request on its way to one that dies is lost with any product.
+        """
+        _registration(self._lab, self._number).unlink(missing_ok=True)
+        time.sleep(_FORGOTTEN)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to the present run."""
+        os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Kills it, as a node that loses power does."""

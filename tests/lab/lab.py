@@ -145,8 +145,9 @@ class Lab(msgspec.Struct, kw_only=True, rename="camel"):
         return [request for request in read_audit_log(Path(self.audit_log), start) if request.user.username == user]
 
     def kube_writes(self, since: Mark | None = None, *, user: str = "certbotk8s") -> list[KubeWrite]:
-        """The mutating requests of a user that the API server has answered, refused ones too."""
-        return [write_of(request) for request in self.kube_requests(since, user=user) if request.verb in MUTATING]
+        """The mutating requests of a user that the API server has answered, refused ones too; leases apart."""
+        writes = [write_of(request) for request in self.kube_requests(since, user=user) if request.verb in MUTATING]
+        return [write for write in writes if write.resource != "leases"]
 
     def set_dns(
         self,

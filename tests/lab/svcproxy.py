@@ -25,6 +25,8 @@ class Backend(NamedTuple):
 class ServiceProxy:
     """Forwards TCP from an address to the ready backends in turn; refuses connections while none is ready.
 
+    What is open to one that is not ready any more stays open; to one that is no backend any more it is closed.
+
     A context: it runs in a thread of its own. `backends` is asked again at each look, several times a second.
     """
 
@@ -34,6 +36,7 @@ class ServiceProxy:
         self._backends = backends
         self._ready: list[Backend] = []
         self._turn = 0
+        self._open: dict[asyncio.StreamWriter, Backend] = {}
         self._forwarding: set[asyncio.Task[None]] = set()  # the event loop alone keeps no task from being collected
         self._server: asyncio.Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -64,6 +67,9 @@ class ServiceProxy:
 
     async def _look(self) -> None:
         backends = list(self._backends())
+        for writer, backend in list(self._open.items()):
+            if backend not in backends:
+                writer.transport.abort()
         answers = await asyncio.gather(*map(_is_ready, backends))
         self._ready = [backend for backend, ready in zip(backends, answers, strict=True) if ready]
         if self._ready and self._server is None:
@@ -90,9 +96,11 @@ class ServiceProxy:
         except OSError:
             writer.transport.abort()
             return
+        self._open[backend_writer] = backend
         try:
             await asyncio.gather(_pump(reader, backend_writer), _pump(backend_reader, writer))
         finally:
+            del self._open[backend_writer]
             backend_writer.close()
             writer.close()
 

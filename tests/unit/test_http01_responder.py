@@ -312,3 +312,118 @@ class TestLife:
             connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
             assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
         responder.stop()
+
+
+# --- what a replica does not know, the leader may ---------------------------------------------------------------------
+
+FRESH = "fresh".ljust(43, "f")
+FRESH_PATH = f"/.well-known/acme-challenge/{FRESH}"
+FRESH_ANSWER = Answer(f"{FRESH}.{'h' * 43}", frozenset({"c.example.test"}))
+
+
+class Replicas:
+    """A leader that knows one token more, and a standby that asks it; each counts what it looked up."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.address = ""
+        self.leader = Responder("127.0.0.1:0", self.look, leader=lambda: self.address)
+        self.standby = Responder("127.0.0.1:0", lookup, leader=lambda: self.address)
+        self.address = f"127.0.0.1:{self.leader.start()}"
+        self.port = self.standby.start()
+
+    def look(self, token: str) -> Answer | None:
+        self.asked.append(token)
+        return FRESH_ANSWER if token == FRESH else None
+
+    def close(self) -> None:
+        self.standby.stop()
+        self.leader.stop()
+
+
+@pytest.fixture
+def replicas() -> Iterator[Replicas]:
+    two = Replicas()
+    yield two
+    two.close()
+
+
+def test_a_token_that_only_the_leader_knows_is_answered(replicas: Replicas) -> None:
+    """A replica whose cache lags asks the leader before it says 404, also for HEAD; what it knows it answers itself.
+
+    Mutation: answer 404 at once.
+    """
+    assert get(replicas.port, FRESH_PATH)[:2] == (200, FRESH_ANSWER.key_authorization.encode())
+    assert get(replicas.port, FRESH_PATH, method="HEAD")[:2] == (200, b"")
+    assert replicas.asked == [FRESH, FRESH]
+    assert get(replicas.port, PATH)[0] == 200
+    assert replicas.asked == [FRESH, FRESH]
+
+
+def test_the_leader_is_asked_once_and_only_for_tokens(replicas: Replicas) -> None:
+    """Unknown to the leader too, it is 404, and no replica asks in a circle; what is no token is not passed on.
+
+    Mutation: pass on what a replica asked.
+    """
+    assert get(replicas.port, f"{FRESH_PATH}x")[:2] == (404, b"not found\n")
+    assert replicas.asked == [f"{FRESH}x"]
+    for path in ("/x", "/.well-known/acme-challenge/", f"{FRESH_PATH}/y"):
+        assert get(replicas.port, path)[0] == 404
+    assert replicas.asked == [f"{FRESH}x"]
+
+
+def test_answers_keep_their_order_while_the_leader_is_asked(replicas: Replicas) -> None:
+    """Of several requests sent at once on one connection, each gets its own answer, in turn.
+
+    Mutation: go on with the next request while an answer is looked for.
+    """
+    request = "GET {} HTTP/1.1\r\nHost: c.example.test\r\n{}\r\n"
+    said = exchange(
+        replicas.port,
+        (
+            request.format(FRESH_PATH, "") + request.format(PATH, "") + request.format("/", "Connection: close\r\n")
+        ).encode(),
+    )
+    bodies = [part.partition(b"\r\n\r\n")[2] for part in said.split(b"HTTP/1.1 200 OK\r\n")[1:]]
+    assert bodies == [FRESH_ANSWER.key_authorization.encode(), ANSWER.key_authorization.encode(), b"ok\n"]
+
+
+@pytest.mark.parametrize("trouble", ["nobody listens", "silence", "another token", "nonsense"])
+def test_a_leader_in_trouble_costs_a_moment(trouble: str) -> None:
+    """A leader that is gone, is silent or answers something else means 404; the replica goes on serving others.
+
+    Mutation: wait for the leader without a limit; take any answer.
+    """
+    said = {
+        "another token": b"HTTP/1.1 200 OK\r\n\r\n" + f"{TOKEN}.{'h' * 43}".encode(),
+        "nonsense": b"HTTP/1.1 200 OK\r\n\r\n" + FRESH.encode() + b".<script>",
+    }
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        if trouble == "nobody listens":
+            listener.close()
+        standby = Responder("127.0.0.1:0", lookup, leader=lambda: address)
+        port = standby.start()
+        try:
+            with socket.create_connection(("127.0.0.1", port), 20) as connection:
+                connection.sendall(f"GET {FRESH_PATH} HTTP/1.1\r\n\r\n".encode())
+                if trouble in said:
+                    other, _ = listener.accept()
+                    other.recv(4096)
+                    other.sendall(said[trouble])
+                    other.close()
+                assert get(port, PATH)[0] == 200
+                assert connection.recv(4096).startswith(b"HTTP/1.1 404 ")
+        finally:
+            standby.stop()
+
+
+def test_a_flood_of_wrong_tokens_does_not_reach_the_leader(replicas: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader is asked a few times in a second, whoever asks how often.
+
+    Mutation: ask for every request.
+    """
+    monkeypatch.setattr(http01_responder, "_ASKS", 3)
+    for number in range(40):
+        assert get(replicas.port, f"{FRESH_PATH}{number}")[0] == 404
+    assert len(replicas.asked) < 30
