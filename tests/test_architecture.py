@@ -164,3 +164,20 @@ def test_the_text_names_no_place_of_a_machine() -> None:
         if absolute.search(line)
     ]
     assert found == []
+
+
+def test_types_are_prepared_before_threads_start() -> None:
+    """No Struct is decoded without a decoder that was made with its module: msgspec prepares a type at its first use,
+    and two threads that do so at once crash the interpreter.
+
+    Mutation: decode pages of a list by `msgspec.json.decode(body, type=Page)`.
+    """
+    found = [
+        f"{path.relative_to(ROOT)}:{call.lineno}"
+        for package in ("certbotk8s", "solvers")
+        for path in (ROOT / package).rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and any(keyword.arg == "type" for keyword in call.keywords)
+        if "msgspec" in ast.unparse(call.func) or ast.unparse(call.func).endswith(".decode")
+    ]
+    assert found == []

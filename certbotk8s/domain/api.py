@@ -377,7 +377,11 @@ T = TypeVar("T", bound=Resource)
 
 @dataclass(frozen=True)
 class Kind(Generic[T]):
-    """A resource type of the API: where it lives, and how its JSON becomes an object."""
+    """A resource type of the API: where it lives, and how its JSON becomes an object.
+
+    The decoder is made here, with the module, and so is every other of a Struct: msgspec prepares a type when it is
+    first decoded, and two threads that do so at once, as the watches at a start, crash the interpreter.
+    """
 
     group: str
     version: str
@@ -386,10 +390,14 @@ class Kind(Generic[T]):
     type: type[T]
     namespaced: bool = True
     parse: Callable[[bytes | msgspec.Raw], T] | None = field(default=None, repr=False)
+    _decoder: msgspec.json.Decoder[T] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_decoder", msgspec.json.Decoder(self.type))
 
     def decode(self, raw: bytes | msgspec.Raw) -> T:
         """An object from its JSON; raises msgspec.ValidationError for one of another shape."""
-        return self.parse(raw) if self.parse else msgspec.json.decode(raw, type=self.type)
+        return self.parse(raw) if self.parse else self._decoder.decode(raw)
 
     @property
     def api_version(self) -> str:

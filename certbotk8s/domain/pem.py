@@ -121,10 +121,12 @@ def private_key_facts(pem: bytes) -> tuple[str, str, int, str]:
 
 class _RawSecret(api.Resource, frozen=True):
     type: str = ""
+    immutable: bool = False
     data: dict[str, str] = {}
 
 
 _decode_secret = msgspec.json.Decoder(_RawSecret).decode
+_decode_record = msgspec.json.Decoder(api.KeyRecord).decode
 # Beside the key and the CSR, a next-key Secret carries its KeyRecord as JSON.
 RECORD_KEY = "record"
 CSR_KEY = "tls.csr"
@@ -153,12 +155,13 @@ def secret_facts(raw: bytes | msgspec.Raw) -> api.SecretFacts:
         problems.append(f"tls.key: {error}")
     if RECORD_KEY in secret.data:
         try:
-            record = msgspec.json.decode(secret_value(secret.data, RECORD_KEY), type=api.KeyRecord)
+            record = _decode_record(secret_value(secret.data, RECORD_KEY))
         except (ValueError, RecursionError):
             problems.append(f"{RECORD_KEY}: unreadable")
     return api.SecretFacts(
         metadata=secret.metadata,
         type=secret.type,
+        immutable=secret.immutable,
         certificate=certificate,
         public_key_hash=key_hash,
         key_encoding=encoding,

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 PAGE_SIZE = 500
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 15.0
+# The API server sends a bookmark at least every two minutes: a watch that is silent for longer leads nowhere any more.
+SILENCE_SECONDS = 150.0
 
 _MERGE_PATCH = "application/merge-patch+json"
 _APPLY_PATCH = "application/apply-patch+yaml"  # JSON is YAML
@@ -138,6 +140,10 @@ class Page(Struct, frozen=True):
     items: tuple[msgspec.Raw, ...] | None = None
 
 
+decode_status = msgspec.json.Decoder(Status).decode
+_decode_page = msgspec.json.Decoder(Page).decode
+
+
 def connect(*, kubeconfig: str = "", context: str = "") -> Api:
     """An Api by the usual rules: the file named, $KUBECONFIG, the Pod's ServiceAccount, ~/.kube/config.
 
@@ -200,7 +206,7 @@ class Api:
                 accept=_accept(kind, "List"),
             )
             try:
-                page = msgspec.json.decode(body, type=Page)
+                page = _decode_page(body)
             except msgspec.MsgspecError as error:
                 raise TemporaryError(f"the list of {kind.plural} from {self.host} cannot be read: {error}") from error
             yield page
@@ -218,7 +224,10 @@ class Api:
         label_selector: str = "",
         field_selector: str = "",
     ) -> urllib3.BaseHTTPResponse:
-        """Open a watch from `version` on, which the server ends after `seconds`; the caller reads and closes it."""
+        """Open a watch from `version` on, which the server ends after `seconds`; the caller reads and closes it.
+
+        Reading raises urllib3's ReadTimeoutError when it brings nothing, not even a bookmark, for SILENCE_SECONDS.
+        """
         query = [
             *_selectors(label_selector, field_selector),
             ("watch", "true"),
@@ -226,7 +235,7 @@ class Api:
             ("resourceVersion", version),
             ("timeoutSeconds", str(seconds)),
         ]
-        response = self._send("GET", kind.path(namespace), query, _accept(kind, ""), read=seconds + READ_SECONDS)
+        response = self._send("GET", kind.path(namespace), query, _accept(kind, ""), read=SILENCE_SECONDS)
         if response.status != 200:
             try:
                 body = response.read(64 * 1024)
@@ -408,7 +417,7 @@ def _accept(kind: Kind[Any], suffix: str) -> str:
 
 def _status(body: bytes) -> Status:
     try:
-        return msgspec.json.decode(body, type=Status)
+        return decode_status(body)
     except msgspec.MsgspecError:  # a proxy's page, not the API server's answer
         lines = body[:200].decode("utf-8", "replace").strip().splitlines()
         return Status(message=lines[0] if lines else "")

@@ -232,7 +232,7 @@ class KubeCluster:
         watched = self._watched.get((kind.group, kind.plural))
         if watched is None:
             return
-        done = msgspec.json.decode(answer, type=_Deletion)
+        done = _decode_deletion(answer)
         if done.metadata.name:  # a finalizer holds it: it is still there, and marked
             self._absorb(kind, answer)
         elif done.details is not None and done.details.uid:
@@ -269,6 +269,9 @@ class _Deletion(msgspec.Struct, frozen=True):
 
     metadata: _DeletedMeta = _DeletedMeta()
     details: _Details | None = None
+
+
+_decode_deletion = msgspec.json.Decoder(_Deletion).decode
 
 
 def _decode(kind: Kind[R], raw: bytes) -> R:

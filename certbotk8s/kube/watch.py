@@ -15,10 +15,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
+from urllib3.exceptions import ReadTimeoutError
 
 from certbotk8s.domain.api import Resource, Struct
 from certbotk8s.domain.errors import PermanentError, TemporaryError
-from certbotk8s.kube.api import Expired, Status
+from certbotk8s.kube.api import SILENCE_SECONDS, Expired, Status, decode_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,6 +63,10 @@ class _Meta(Struct, frozen=True):
 
 class _Bare(Struct, frozen=True):
     metadata: _Meta
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+_decode_bare = msgspec.json.Decoder(_Bare).decode
 
 
 class Reflector(Generic[R]):
@@ -196,7 +201,10 @@ class Reflector(Generic[R]):
             response.close()
 
     def _lines(self, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
-        """The complete lines of the stream; what the server left unfinished, and what is too long, is left out."""
+        """The complete lines of the stream; what the server left unfinished, and what is too long, is left out.
+
+        It ends too where nothing comes any more: a router on the way may have forgotten the connection.
+        """
         buffer = bytearray()
         too_long = False
         try:
@@ -212,13 +220,15 @@ class Reflector(Generic[R]):
                     log.error("watching %s: skipped an event of more than %d bytes", self._what, LONGEST_LINE)
                     buffer.clear()
                     too_long = True
+        except ReadTimeoutError:
+            log.info("watching %s: nothing came for %.0f s; it begins anew", self._what, SILENCE_SECONDS)
         except Exception as error:  # urllib3, ssl and http.client each have their own for a connection that breaks
             if not self._stopped:
                 raise TemporaryError(f"the connection to {self._api.host} was cut") from error
 
     def _handle(self, line: bytes) -> None:
         try:
-            event = msgspec.json.decode(line, type=_Event)
+            event = _decode_event(line)
         except msgspec.MsgspecError as error:
             # What was meant is unknown, so nothing that is known can be relied on.
             self._version = ""
@@ -242,7 +252,7 @@ class Reflector(Generic[R]):
     def _refused(self, raw: msgspec.Raw) -> Exception:
         """An ERROR event: HTTP was 200 long ago, the failure comes as an object."""
         try:
-            status = msgspec.json.decode(raw, type=Status)
+            status = decode_status(raw)
         except msgspec.MsgspecError:
             status = Status(message="an error without words")
         if status.code == 410:
@@ -265,6 +275,6 @@ class Reflector(Generic[R]):
 
 def _bare(raw: Any) -> _Meta | None:
     try:
-        return msgspec.json.decode(raw, type=_Bare).metadata
+        return _decode_bare(raw).metadata
     except msgspec.MsgspecError:
         return None

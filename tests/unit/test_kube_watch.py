@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from certbotk8s.domain.api import INGRESS, Ingress, Kind, Resource
-from certbotk8s.kube import watch
+from certbotk8s.kube import api, watch
 from certbotk8s.kube.store import ObjectStore
 from certbotk8s.kube.watch import Reflector
 from tests.fakes.apiserver import Answer, ScriptedApiServer, event, hang_up, page, status, status_object, stream
@@ -297,6 +297,23 @@ def test_a_healthy_watch_is_renewed_at_once(watched: Watched) -> None:
     assert len(watched.clock.waits) == 4
     assert watched.clock.waits[2] >= 0.8 * 4 / 2
     assert watched.clock.waits[3] <= 0.8
+
+
+def test_a_silent_watch_is_given_up(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A watch that brings nothing more, without an end, is followed by one that begins where it was; no alarm is given.
+
+    (Break: wait for the next byte as long as the server was asked to keep the watch open.)
+    """
+    monkeypatch.setattr(api, "SILENCE_SECONDS", 0.2)
+    server = watched.run(
+        answers=[page(version="5")],
+        watches=[stream(event("ADDED", web(6)), then="hold"), stream(event("ADDED", web(7, "shop")), then="hold")],
+    )
+    watched.until(lambda: watched.told == ["+web@6", "+shop@7"])
+    assert versions(server)[:3] == ["list", "5", "6"]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_stop_cuts_an_open_watch(watched: Watched) -> None:
