@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 from dataclasses import fields
+from functools import partial
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,13 @@ from certbotk8s.controller.timer import Timer
 from certbotk8s.controller.worker import Workers
 from certbotk8s.controller.workqueue import WorkQueue
 from certbotk8s.domain import api, pem
+from certbotk8s.domain.addresses import Egress
 from certbotk8s.domain.errors import PermanentError, TemporaryError
 from certbotk8s.domain.plan import issuer_ready
 from certbotk8s.kube.api import connect
 from certbotk8s.kube.cluster import KubeCluster
 from certbotk8s.kube.lease import Election
+from certbotk8s.kube.networks import service_networks
 from certbotk8s.ports import Key, SolverContext
 from certbotk8s.reconcile.accounts import Accounts
 from certbotk8s.reconcile.certificate import CertificateReconciler
@@ -100,7 +103,10 @@ class Controller:
             indexes=SECRET_INDEXES,
             on_change=self._secret_changed,
         )
-        context = SolverContext(self._cluster, clock, settings.namespace, settings.http01_port, settings.nameservers)
+        self._egress, self._networks = Egress(settings.allow_addresses), partial(service_networks, connection)
+        context = SolverContext(
+            self._cluster, clock, settings.namespace, settings.http01_port, settings.nameservers, self._egress
+        )
         reconcile_certificate = CertificateReconciler(
             cluster=self._cluster,
             clock=clock,
@@ -112,11 +118,12 @@ class Controller:
         reconcile_issuer = IssuerReconciler(
             cluster=self._cluster,
             clock=clock,
-            authority=Authority(clock),
+            authority=Authority(clock, self._egress),
             key_maker=keys,
             accounts=accounts,
             namespace=settings.namespace,
             enqueue=enqueue,
+            servers=settings.issuer_servers,
         )
         self._workers = Workers(
             self._queue,
@@ -148,6 +155,7 @@ class Controller:
         self._health.start()
         self._cluster.start()
         if self._cluster.wait_synced(stop) and self._leads(stop):
+            self._egress.cluster = self._networks()
             log.info("Caches are filled; reconciling")
             self._workers.start()
             self._timer.start()

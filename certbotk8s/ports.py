@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar
 
+from certbotk8s.domain.addresses import Egress
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
     from datetime import datetime, timedelta
@@ -225,6 +227,7 @@ class SolverContext:
     namespace: str
     http01_port: int
     nameservers: tuple[str, ...]
+    egress: Egress = field(default_factory=Egress)
 
 
 # --- work -------------------------------------------------------------------------------------------------------------

@@ -24,6 +24,14 @@ class Settings:
     nameservers: tuple[str, ...] = _setting(
         (), "Name server (address or address:port) for own look-ups; may be given several times. Default: the system's."
     )
+    issuer_servers: tuple[str, ...] = _setting(
+        (), "Directory URL of a CA that Issuers of a namespace may use; may be given several times. Default: any."
+    )
+    allow_addresses: tuple[str, ...] = _setting(
+        (),
+        "Network (CIDR) that CAs and own look-ups may be in although it is link-local, a cloud's own or the cluster's "
+        "Services; may be given several times.",
+    )
     metrics_listen: str = _setting("0.0.0.0:9402", "Address and port of /metrics, /livez and /readyz.")
     workers: int = _setting(16, "Reconciles that may run at once.")
     leader_elect: bool = _setting(True, "Of several replicas one works, the others answer challenges and stand by.")

@@ -15,7 +15,7 @@ import socket
 import ssl
 from datetime import UTC, datetime
 from functools import cached_property
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import urljoin, urlsplit
 
@@ -37,11 +37,12 @@ from solvers.http01_responder import CHALLENGE_PATH, TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from ipaddress import IPv4Address, IPv6Address
 
     from _typeshed import WriteableBuffer
 
     from certbotk8s.domain.api import Certificate, Ingress, PendingChallenge
-    from certbotk8s.ports import Clock, Presentation, SolverContext
+    from certbotk8s.ports import Presentation, SolverContext
 
 SERVICE = "certbotk8s-http01"
 NAME_PREFIX = f"{SERVICE}-"
@@ -80,20 +81,6 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PORTS = {"http": 80, "https": 443}
 _BACKEND_MISSING = frozenset({502, 503, 504})
 
-# Link-local addresses, and where clouds serve credentials to their machines (AWS, Google, Alibaba, Azure). No public
-# name points there in good faith. Loopback and private networks are where clusters live.
-_NEVER_ASKED = [
-    ip_network(net)
-    for net in (
-        "169.254.0.0/16",
-        "fe80::/10",
-        "fd00:ec2::254/128",
-        "fd20:ce::254/128",
-        "100.100.100.200/32",
-        "168.63.129.16/32",
-    )
-]
-
 
 class IngressSolver:
     """`ports.Solver` for HTTP-01, placement ControllerNamespace."""
@@ -104,7 +91,7 @@ class IngressSolver:
         self._cluster = context.cluster
         self._namespace = context.namespace
         self._clock = context.clock
-        self._look = _Look(context.clock, context.http01_port, context.nameservers)
+        self._look = _Look(context)
 
     def present(self, presentation: Presentation) -> None:
         """Create the Ingress. PermanentError for a name or token that fits no Ingress, and without an ingress class."""
@@ -267,10 +254,11 @@ class _Look:
     HTTPS port of its own as well, and there they may lead to any.
     """
 
-    def __init__(self, clock: Clock, http_port: int, nameservers: tuple[str, ...]) -> None:
-        self._clock = clock
-        self._http_port = http_port
-        self._nameservers = nameservers
+    def __init__(self, context: SolverContext) -> None:
+        self._clock = context.clock
+        self._http_port = context.http01_port
+        self._nameservers = context.nameservers
+        self._egress = context.egress
 
     def at(self, challenge: PendingChallenge, end: float) -> str:
         """ "" when the challenge is answered, else what happens instead; never what the answer says.
@@ -361,9 +349,9 @@ class _Look:
                 found += [ip_address(record.address) for record in answer.rrset or ()]
         if not found:
             raise _Missing(f"does not resolve here ({why})")
-        asked = [address for address in found if not _never_asked(address)]
+        asked = [address for address in found if not self._egress.refusal(address)]
         if not asked:
-            raise _Missing(f"points to {found[0]}, which is never asked: it is link-local or a cloud's own")
+            raise _Missing(f"points to {found[0]}, which is never asked: {self._egress.refusal(found[0])}")
         return asked[:_MAX_ADDRESSES]
 
     @cached_property
@@ -414,11 +402,6 @@ def _judge(subject: str, reply: _Reply, key_authorization: str) -> str:
     if reply.status in _BACKEND_MISSING:
         words += f": the ingress controller does not reach Service {SERVICE}"
     return words
-
-
-def _never_asked(address: IPv4Address | IPv6Address) -> bool:
-    plain = (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
-    return any(plain in network for network in _NEVER_ASKED)
 
 
 def _nameserver(text: str) -> dns.nameserver.Do53Nameserver:

@@ -16,6 +16,7 @@ from josepy.b64 import b64encode
 from certbotk8s.ca.jws import AccountKey, account_key, is_nonce
 from certbotk8s.ca.resources import parse_authorization, parse_directory, parse_error, parse_json, parse_order
 from certbotk8s.ca.transport import READ_SECONDS, Address, Answer, Transport, address
+from certbotk8s.domain.addresses import Egress
 from certbotk8s.domain.errors import PermanentError, TemporaryError
 from certbotk8s.domain.names import listing
 from certbotk8s.domain.problems import Place, judge
@@ -34,14 +35,15 @@ SLOW_SECONDS = 180.0
 NONCE_TRIES = 10
 _NONCES = 64
 _PEM = "application/pem-certificate-chain"
+_BEGIN = b"-----BEGIN CERTIFICATE-----"
 
 
 class Authority:
     """`ports.Authority`. Each server's connections, nonces and last directory are kept and shared by its sessions."""
 
-    def __init__(self, clock: Clock) -> None:
-        """`clock` is for Retry-After dates and for answers that never end."""
-        self._server = lru_cache(maxsize=256)(partial(_AcmeServer, clock))
+    def __init__(self, clock: Clock, egress: Egress | None = None) -> None:
+        """`clock` is for Retry-After dates and for answers that never end; `egress` says which addresses are asked."""
+        self._server = lru_cache(maxsize=256)(partial(_AcmeServer, clock, egress or Egress()))
 
     def directory(self, server: Server) -> Directory:
         """Read the directory now (section 7.1.1).
@@ -145,8 +147,14 @@ class Session:
         return parse_order(_document(answer), _location(answer), answer.retry_after)
 
     def certificate(self, url: str) -> bytes:
-        """The PEM chain as served (section 7.4.2), at most 1 MiB, not looked into."""
-        return self._post(url, None, f"fetching the certificate from {url}", accept=_PEM).body
+        """The PEM chain as served (section 7.4.2), at most 1 MiB, not looked into.
+
+        TemporaryError when it is none: a page of what stands before the CA must not cost the certificate behind it.
+        """
+        body = self._post(url, None, f"fetching the certificate from {url}", accept=_PEM).body
+        if _BEGIN not in body:
+            raise TemporaryError(f"What the CA sent from {url} is no PEM certificate. It is asked for again.")
+        return body
 
     def deactivate(self, authorization_url: str) -> None:
         """Give up a pending authorization (section 7.5.2)."""
@@ -177,9 +185,9 @@ class Session:
 class _AcmeServer:
     """One ACME server: its connections, its last directory, its nonces. Shared by threads."""
 
-    def __init__(self, clock: Clock, server: Server) -> None:
+    def __init__(self, clock: Clock, egress: Egress, server: Server) -> None:
         self._url = server.url
-        self._transport = Transport(server.ca_bundle, clock)
+        self._transport = Transport(server.ca_bundle, clock, egress)
         self._nonces: deque[str] = deque(
             maxlen=_NONCES
         )  # the newest last, and used first: they are the likeliest to hold

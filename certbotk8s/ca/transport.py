@@ -8,16 +8,19 @@ raises only where there is no answer, or none that may be read.
 from __future__ import annotations
 
 import re
+import socket
 import ssl
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, timedelta
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from http.client import HTTPException
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
 import urllib3
 from urllib3 import exceptions as http
+from urllib3.connection import HTTPSConnection
 from urllib3.util import parse_url
 
 from certbotk8s import __version__
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from datetime import datetime
 
+    from certbotk8s.domain.addresses import Egress
     from certbotk8s.ports import Clock
 
 CONNECT_SECONDS = 10.0
@@ -42,8 +46,14 @@ _URL = re.compile(
 )
 _SECONDS = re.compile(r"-?[0-9]{1,12}(?:\.[0-9]*)?")
 
+
+class AddressRefused(http.HTTPError):
+    """None of a server's addresses may be asked."""
+
+
 # What each exception means to the reader; the first that fits counts. {seconds} is the read timeout.
 _CAUSES: tuple[tuple[type[Exception], str], ...] = (
+    (AddressRefused, "{words}. If that is meant, allow it with --allow-addresses"),
     (http.NameResolutionError, "its name cannot be resolved. Check the name and this cluster's DNS"),
     (http.NewConnectionError, "no connection{error}. Check the address, routes and firewalls"),
     (http.ConnectTimeoutError, f"no connection within {CONNECT_SECONDS:.0f} s{{error}}. Check routes and firewalls"),
@@ -90,8 +100,11 @@ class Answer(NamedTuple):
 class Transport:
     """Connections to one ACME server, shared by threads."""
 
-    def __init__(self, ca_bundle: bytes, clock: Clock) -> None:
-        """`ca_bundle`: the only PEM roots to trust; empty: the system's. PermanentError when it holds none."""
+    def __init__(self, ca_bundle: bytes, clock: Clock, egress: Egress) -> None:
+        """`ca_bundle`: the only PEM roots to trust; empty: the system's. PermanentError when it holds none.
+
+        `egress` says which addresses are asked.
+        """
         self._clock = clock
         self._pool = urllib3.PoolManager(
             num_pools=8,
@@ -99,6 +112,7 @@ class Transport:
             ssl_context=_context(ca_bundle),
             headers={"User-Agent": f"certbotk8s/{__version__}"},
         )
+        self._pool.pool_classes_by_scheme = {"https": _pool_class(egress)}
 
     def request(
         self,
@@ -139,6 +153,39 @@ class Transport:
                 response.close()  # one that was read to its end has given its connection back already
         after = retry_after(response.headers.get("Retry-After", ""), self._clock.now())
         return Answer(address.url, response.status, response.headers, bytes(received), after)
+
+
+@lru_cache(maxsize=8)
+def _pool_class(egress: Egress) -> type[urllib3.HTTPSConnectionPool]:
+    """A pool whose connections lead to no address that `egress` refuses, whatever DNS says at this moment."""
+
+    class Connection(HTTPSConnection):
+        def _new_conn(self) -> socket.socket:
+            # The name is resolved once, here, so that what is connected to is what was looked at.
+            name, port = self._dns_host, self.port or 443
+            try:
+                found = socket.getaddrinfo(name.strip("[]"), port, type=socket.SOCK_STREAM)
+            except OSError as error:
+                raise http.NameResolutionError(name, self, socket.gaierror(str(error))) from error
+            addresses = list(dict.fromkeys(ip_address(str(each[4][0]).partition("%")[0]) for each in found))
+            refused = {each: egress.refusal(each) for each in addresses}
+            asked = [each for each in addresses if not refused[each]]
+            if not asked:
+                raise AddressRefused(f"it is at {addresses[0]}, which is never asked: {refused[addresses[0]]}")
+            try:
+                for each in asked[:-1]:
+                    self._dns_host = str(each)
+                    with suppress(http.NewConnectionError, http.ConnectTimeoutError):
+                        return super()._new_conn()
+                self._dns_host = str(asked[-1])
+                return super()._new_conn()
+            finally:
+                self._dns_host = name
+
+    class Pool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = Connection
+
+    return Pool
 
 
 def address(url: str) -> Address | None:
@@ -183,7 +230,7 @@ def _cause(error: Exception, seconds: float) -> str:
         return f"its TLS certificate was refused ({untrusted.verify_message.rstrip('.')}). {advice}"
     words = next((e.strerror for e in chain if isinstance(e, OSError) and isinstance(e.strerror, str)), "")
     sentence = next(sentence for kind, sentence in _CAUSES if isinstance(error, kind))
-    return sentence.format(seconds=seconds, error=f" ({words.splitlines()[0]})" if words else "")
+    return sentence.format(words=error, seconds=seconds, error=f" ({words.splitlines()[0]})" if words else "")
 
 
 def _chain(error: BaseException) -> list[BaseException]:

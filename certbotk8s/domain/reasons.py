@@ -36,8 +36,11 @@ class Reason(StrEnum):
     INVALID_SPEC = "InvalidSpec"
     ISSUER_NOT_FOUND = "IssuerNotFound"
     ISSUER_NOT_READY = "IssuerNotReady"
+    NOT_ALLOWED = "NotAllowed"  # by the policy of the ClusterIssuer
+    NAME_CLAIMED = "NameClaimed"  # by a Certificate of another namespace
     SECRET_CONFLICT = "SecretConflict"  # noqa: S105
     SECRET_NOT_OWNED = "SecretNotOwned"  # noqa: S105
+    SECRET_IMMUTABLE = "SecretImmutable"  # noqa: S105
     NO_INGRESS_CLASS = "NoIngressClass"
     NOT_PREAUTHORIZED = "NotPreauthorized"
     REJECTED_IDENTIFIER = "RejectedIdentifier"
@@ -62,6 +65,7 @@ class Reason(StrEnum):
     CA_BUNDLE_INVALID = "CABundleInvalid"
     TERMS_CHANGED = "TermsChanged"
     UNKNOWN_PROFILE = "UnknownProfile"
+    SERVER_NOT_ALLOWED = "ServerNotAllowed"  # not one of --issuer-servers
 
     # Ingress
     CERTIFICATE_CREATED = "CertificateCreated"

@@ -29,7 +29,7 @@ from certbotk8s.reconcile.indexes import BY_ISSUER, certificate_key, store_index
 from certbotk8s.reconcile.status import report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
 
     from certbotk8s.domain.api import Issuer
     from certbotk8s.domain.errors import Problem
@@ -72,7 +72,10 @@ class IssuerReconciler:
         accounts: Accounts,
         namespace: str,
         enqueue: Callable[[Key], None],
+        servers: Sequence[str] = (),
     ) -> None:
+        """`servers` are the only ones that Issuers may name; none: any. ClusterIssuers are the administrators' own."""
+        self._servers = servers
         self._cluster = cluster
         self._clock = clock
         self._authority = authority
@@ -157,6 +160,12 @@ class IssuerReconciler:
 
     def _open(self, key: Key, issuer: Issuer, binding_secret: api.Secret | None) -> Generator[Any, Any, None]:
         acme = issuer.spec.acme
+        if self._servers and key.kind == "Issuer" and acme.server not in self._servers:
+            raise PermanentError(
+                Reason.SERVER_NOT_ALLOWED,
+                f"Issuers of this cluster may not use {acme.server}. Allowed are {listing(self._servers, most=20)}; "
+                "others go with a ClusterIssuer, or when an administrator adds them to --issuer-servers.",
+            )
         server = Server(acme.server, _ca_bundle(acme.ca_bundle))
         secret = self._account_secret(key, issuer)
         member = acme.private_key_secret_ref.key or ACCOUNT_KEY

@@ -386,12 +386,11 @@ def test_what_the_other_requests_send(ca: AcmeServer, session: Session) -> None:
     ca.script[ORDER] = [Reply(200, {"status": "valid"})]
     session.order(url)
     session.authorization(url)
-    session.certificate(url)
     session.answer(url)
     session.finalize(url, b"\xff\xfe\xfd")
     session.deactivate(url)
     sent = [request.payload for request in ca.requests if request.method == "POST"]
-    assert sent == [b"", b"", b"", b"{}", b'{"csr":"__79"}', b'{"status":"deactivated"}']
+    assert sent == [b"", b"", b"{}", b'{"csr":"__79"}', b'{"status":"deactivated"}']
 
 
 def test_the_certificate_comes_as_served(ca: AcmeServer, session: Session) -> None:
@@ -403,6 +402,18 @@ def test_the_certificate_comes_as_served(ca: AcmeServer, session: Session) -> No
     ca.script["/cert/1"] = [Reply(200, chain, {"Content-Type": "application/pem-certificate-chain"})]
     assert session.certificate(ca.origin + "/cert/1") == chain
     assert ca.requests[-1].headers["Accept"] == "application/pem-certificate-chain"
+    assert ca.requests[-1].payload == b""
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>back soon</html>", b'{"status": "valid"}'])
+def test_what_is_no_certificate_is_asked_for_again(ca: AcmeServer, session: Session, body: bytes) -> None:
+    """A page with status 200 in place of the certificate does not cost the certificate, and no word of it is repeated.
+
+    Mutation: hand it on.
+    """
+    ca.script["/cert/1"] = [Reply(200, body)]
+    error = temporary(lambda: session.certificate(ca.origin + "/cert/1"))
+    assert str(error) == f"What the CA sent from {ca.origin}/cert/1 is no PEM certificate. It is asked for again."
 
 
 def test_a_page_in_place_of_an_order_is_temporary(ca: AcmeServer, session: Session) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from datetime import timedelta
 from email.utils import format_datetime
+from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from certbotk8s import __version__
 from certbotk8s.ca.transport import BODY_LIMIT, RETRY_AFTER_LIMIT, Answer, Transport, address, retry_after, told
+from certbotk8s.domain.addresses import Egress
 from certbotk8s.domain.errors import PermanentError, TemporaryError
 from certbotk8s.domain.reasons import Reason
 from tests.fakes.acme_server import AcmeServer, Reply
@@ -42,7 +44,7 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 def transport(server: AcmeServer, clock: FakeClock) -> Transport:
-    return Transport(server.ca_bundle, clock)
+    return Transport(server.ca_bundle, clock, Egress())
 
 
 def get(transport: Transport, url: str, seconds: float = 5.0) -> Answer:
@@ -176,7 +178,7 @@ def test_a_refused_connection_is_told_with_its_cause(clock: FakeClock) -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         with pytest.raises(TemporaryError, match=r"127\.0\.0\.1:\d+: .*Connection refused"):
-            get(Transport(b"", clock), f"https://127.0.0.1:{held.getsockname()[1]}/")
+            get(Transport(b"", clock, Egress()), f"https://127.0.0.1:{held.getsockname()[1]}/")
 
 
 def test_an_unknown_root_is_told_with_the_ca_bundle(server: AcmeServer, clock: FakeClock) -> None:
@@ -185,7 +187,7 @@ def test_an_unknown_root_is_told_with_the_ca_bundle(server: AcmeServer, clock: F
     Mutation: make the connections without verification.
     """
     with pytest.raises(TemporaryError, match=r"spec\.acme\.caBundle"):
-        get(Transport(b"", clock), server.origin + "/x")
+        get(Transport(b"", clock, Egress()), server.origin + "/x")
     assert server.requests == []
 
 
@@ -210,7 +212,7 @@ def test_a_bundle_without_a_certificate_is_refused(bundle: bytes, clock: FakeClo
     Mutation: fall back to the system's roots.
     """
     with pytest.raises(PermanentError) as caught:
-        Transport(bundle, clock)
+        Transport(bundle, clock, Egress())
     assert caught.value.reason is Reason.CA_BUNDLE_INVALID
 
 
@@ -221,7 +223,7 @@ def test_a_bundle_may_hold_comments(server: AcmeServer, clock: FakeClock) -> Non
     """
     server.script["/x"] = [Reply(body={"a": 1})]
     bundle = "# Wurzel für Prüfzwecke\n".encode() + server.ca_bundle
-    assert get(Transport(bundle, clock), server.origin + "/x").status == 200
+    assert get(Transport(bundle, clock, Egress()), server.origin + "/x").status == 200
 
 
 def test_a_silent_server_is_given_up(server: AcmeServer, transport: Transport) -> None:
@@ -337,3 +339,60 @@ def test_one_connection_serves_many_requests(server: AcmeServer, transport: Tran
     for method in ("GET", "POST", "GET", "GET", "HEAD", "GET"):
         transport.request(method, target)
     assert len(server.connections) == 1
+
+
+# --- where a name leads -----------------------------------------------------------------------------------------------
+
+
+def leads_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> list[str]:
+    """Lets the name ca.test lead to these; the list of names that were resolved."""
+    resolved = []
+    ask = socket.getaddrinfo
+
+    def answer(host: str, port: int, *more: object, **named: object) -> list[object]:
+        if host != "ca.test":
+            return list(ask(host, port, type=socket.SOCK_STREAM))
+        resolved.append(host)
+        return [entry for each in addresses for entry in ask(each, port, type=socket.SOCK_STREAM)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    return resolved
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("169.254.169.254", "it is link-local"),
+        ("::ffff:169.254.169.254", "it is link-local"),
+        ("10.96.0.10", "it is a Service of this cluster"),
+    ],
+)
+def test_no_issuer_leads_to_where_only_the_cluster_may_go(
+    monkeypatch: pytest.MonkeyPatch, clock: FakeClock, address: str, why: str
+) -> None:
+    """A name that leads to a cloud's metadata or a Service is not connected to, and the sentence says how to allow it.
+
+    Mutation: connect without looking at the address.
+    """
+    egress = Egress()
+    egress.cluster = (ip_network("10.96.0.0/12"),)
+    leads_to(monkeypatch, address)
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("it was connected to"))
+    with pytest.raises(TemporaryError, match=f"{why}. If that is meant, allow it with --allow-addresses"):
+        get(Transport(b"", clock, egress), "https://ca.test/dir")
+
+
+def test_an_address_that_is_allowed_is_asked(
+    monkeypatch: pytest.MonkeyPatch, server: AcmeServer, clock: FakeClock
+) -> None:
+    """A CA that runs as a Service of the cluster is reached where the administrator allows its network, and of several
+    addresses the one that may be asked; the certificate is checked for the name all the same, which is resolved once.
+
+    Mutation: look at the first address alone.
+    """
+    egress = Egress(["127.0.0.0/8"])
+    egress.cluster = (ip_network("127.0.0.0/8"),)
+    resolved = leads_to(monkeypatch, "169.254.169.254", "127.0.0.1")
+    with pytest.raises(TemporaryError, match="Hostname mismatch, certificate is not valid for 'ca.test'"):
+        get(Transport(server.ca_bundle, clock, egress), server.origin.replace("127.0.0.1", "ca.test") + "/dir")
+    assert resolved == ["ca.test"]
