@@ -330,6 +330,7 @@ class Secret(Resource, frozen=True):
     type: str = "Opaque"
     data: dict[str, str] = {}
     immutable: bool = False
+    immutable: bool = False
 
     def __repr__(self) -> str:
         """Names only: a Secret's content never reaches a log or a traceback."""
@@ -365,6 +366,7 @@ class SecretFacts(Resource, frozen=True):
     """
 
     type: str = ""
+    immutable: bool = False
     certificate: CertificateFacts | None = None
     public_key_hash: str = ""
     key_encoding: str = ""
