@@ -21,6 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from certbotk8s.domain.errors import PermanentError
 from certbotk8s.domain.reasons import Reason
+from certbotk8s.domain.sensitive import Sensitive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,11 +48,11 @@ _PEM_LIMIT = 13_000
 class Keys:
     """`ports.KeyMaker` by OpenSSL."""
 
-    def account_key(self) -> bytes:
-        """A new ECDSA P-256 key, PKCS8 PEM."""
-        return _pem(_KINDS["ECDSA", 256](), PrivateFormat.PKCS8)
+    def account_key(self, algorithm: str = "ECDSA") -> Sensitive:
+        """A new key, PKCS8 PEM: ECDSA P-256, or RSA 2048."""
+        return _pem(_KINDS[algorithm, 0](), PrivateFormat.PKCS8)
 
-    def certificate_key(self, algorithm: str, size: int, encoding: str) -> bytes:
+    def certificate_key(self, algorithm: str, size: int, encoding: str) -> Sensitive:
         """A new private key in PEM. `size` is in bits, 0 for the default: RSA 2048, ECDSA 256.
 
         `encoding` is PKCS1 (SEC 1 for ECDSA) or PKCS8. PermanentError(INVALID_SPEC) for anything else.
@@ -104,8 +105,8 @@ def _load(pem: bytes) -> PrivateKey:
     return key
 
 
-def _pem(key: PrivateKey, form: PrivateFormat) -> bytes:
-    return key.private_bytes(Encoding.PEM, form, NoEncryption())
+def _pem(key: PrivateKey, form: PrivateFormat) -> Sensitive:
+    return Sensitive(key.private_bytes(Encoding.PEM, form, NoEncryption()))
 
 
 def _lost() -> PermanentError:

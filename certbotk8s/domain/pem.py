@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from certbotk8s.domain import api
 from certbotk8s.domain.names import names_hash
+from certbotk8s.domain.sensitive import Sensitive
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -132,12 +133,12 @@ RECORD_KEY = "record"
 CSR_KEY = "tls.csr"
 
 
-def secret_value(data: dict[str, str], key: str) -> bytes:
-    """A member of a Secret's data, decoded; b"" when it is missing or no base64."""
+def secret_value(data: dict[str, str], key: str) -> Sensitive:
+    """A member of a Secret's data, decoded; empty when it is missing or no base64."""
     try:
-        return base64.b64decode(data.get(key, ""), validate=True)
+        return Sensitive(base64.b64decode(data.get(key, ""), validate=True))
     except (binascii.Error, ValueError):
-        return b""
+        return Sensitive()
 
 
 def secret_facts(raw: bytes | msgspec.Raw) -> api.SecretFacts:

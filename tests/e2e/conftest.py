@@ -7,7 +7,15 @@ import pytest
 
 from tests.lab.controller import Controller, install_crds
 from tests.lab.lab import Lab
+from tests.lab.leaks import Watched
 from tests.site import CERTIFICATES, Site
+
+
+@pytest.fixture(scope="session", autouse=True)
+def watched(lab: Lab) -> Iterator[Watched]:
+    """Every Secret of the lab from now on, and all that is said in its objects."""
+    with Watched(lab) as watching:
+        yield watching
 
 
 @pytest.fixture(scope="module")
