@@ -106,6 +106,12 @@ class Site:
         """A Secret."""
         return self.get(self.secret_path(name, namespace))
 
+    def secret_value(self, name: str, key: str) -> bytes:
+        """A member of a Secret's data; AssertionError when there is no such Secret."""
+        secret = self.secret(name)
+        assert secret, f"Secret {name} is missing"
+        return base64.b64decode(secret["data"][key])
+
     def put_secret(self, name: str, data: dict[str, bytes], *, namespace: str = "", kind: str = "Opaque") -> None:
         """Create a Secret, or replace its data."""
         space = namespace or self.namespace
@@ -139,9 +145,19 @@ class Site:
         return {key: value for key, value in spec.items() if value is not None}
 
     def cluster_issuer(
-        self, name: str, *, ca: AcmeServer | None = None, hmac: str | None = None, wait: bool = True, **changes: Any
+        self,
+        name: str,
+        *,
+        ca: AcmeServer | None = None,
+        hmac: str | None = None,
+        wait: bool = True,
+        rules: list[dict[str, Any]] | None = None,
+        **changes: Any,
     ) -> str:
-        """A ClusterIssuer with its EAB Secret in the controller's namespace; ready when this returns."""
+        """A ClusterIssuer with its EAB Secret in the controller's namespace; ready when this returns.
+
+        `rules` are those of its policy; None: it has no policy.
+        """
         self.put_secret(
             f"{name}-eab", {"secret": (hmac or self.lab.eab["kid-1"]).encode()}, namespace=self.lab.namespace
         )
@@ -149,7 +165,8 @@ class Site:
             "apiVersion": "certbotk8s.io/v1",
             "kind": "ClusterIssuer",
             "metadata": {"name": name},
-            "spec": {"acme": self.acme_spec(name, ca=ca, **changes)},
+            "spec": {"acme": self.acme_spec(name, ca=ca, **changes)}
+            | ({} if rules is None else {"policy": {"rules": rules}}),
         }
         self.create(f"{CERTIFICATES}/clusterissuers", manifest)
         if wait:
@@ -235,6 +252,29 @@ class Site:
         except AssertionError as error:
             raise AssertionError(f"{error}; it says {self.says(name)}") from None
 
+    def ended(self, name: str, *, revision: int = 1) -> dict[str, Any] | None:
+        """The status of a Certificate, if nothing is under way after an attempt: that revision, or one that failed."""
+        status = self.status(name)
+        over = status.get("revision", 0) >= revision or status.get("nextAttemptTime")
+        return status if over and "issuance" not in status else None
+
+    def recovered(self, name: str, told: str, *, revision: int = 1) -> bool:
+        """Whether the CA had looked at a challenge while no controller ran, after one has finished the Certificate.
+
+        Then that attempt is lost, and told as such; the next one is asked for here. AssertionError, with `told`, unless
+        it ends with that revision, what status says is in the Secret, and nothing is left.
+        """
+        ended = wait_for(lambda: self.ended(name, revision=revision), f"{told}: an end of {name}", pause=0.05)
+        missed = bool(ended.get("nextAttemptTime"))
+        if missed:
+            assert self.condition(name, "Issuing", "False", "ChallengeFailed"), told
+            self.annotate(name, renew_now=f"after {ended['lastFailureTime']}")
+        status = self.ready(name, revision=revision)
+        self.nothing_left()
+        assert status["revision"] == revision, told
+        assert f"{self.leaf(name).serial_number:x}" == status["serialNumber"], told
+        return missed
+
     def condition(
         self, name: str, kind: str, status: str, reason: str = "", text: str = "", *, timeout: float = PATIENCE
     ) -> dict[str, Any]:
@@ -298,9 +338,7 @@ class Site:
 
     def leaf(self, name: str) -> x509.Certificate:
         """The certificate in a Secret."""
-        secret = self.secret(name)
-        assert secret, f"Secret {name} is missing"
-        return x509.load_pem_x509_certificate(base64.b64decode(secret["data"]["tls.crt"]))
+        return x509.load_pem_x509_certificate(self.secret_value(name, "tls.crt"))
 
     # --- applications -------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ import contextlib
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ NEW_NONCE = "/nonce-plz"
 NEW_ORDER = "/order-plz"
 BLOCKED_NAME = "blocked.example.test"
 # Pebble picks one at random for an order that asks for none.
-PROFILES = {
+PROFILES: Mapping[str, Mapping[str, object]] = {
     "default": {"description": "certificates for 90 days", "validityPeriod": 90 * 24 * 3600},
     "shortlived": {"description": "certificates for 60 s", "validityPeriod": 60},
 }
@@ -74,6 +74,19 @@ class AcmeServer(msgspec.Struct, frozen=True, rename="camel"):
         """How many newOrder requests reached it since a mark."""
         return sum(request == ("POST", NEW_ORDER) for request in self.requests(since))
 
+    def issued(self, since: int = 0) -> int:
+        """How many certificates it has issued since a mark."""
+        return self._said(b"Issued certificate serial", since)
+
+    def registered(self, since: int = 0) -> int:
+        """How many accounts it has made since a mark."""
+        return self._said(b"accounts in memory", since)
+
+    def _said(self, words: bytes, since: int) -> int:
+        with Path(self.log).open("rb") as log:
+            log.seek(since)
+            return log.read().count(words)
+
 
 class Dns(msgspec.Struct, frozen=True):
     """A running challtestsrv. It answers every name with A 127.0.0.1 that it was not told otherwise about."""
@@ -125,11 +138,14 @@ def running_pebble(
     nonce_reject: int = 0,
     retry_after: int = 0,
     eab_required: bool = True,
+    authorization_reuse: int = 0,
+    profiles: Mapping[str, Mapping[str, object]] = PROFILES,
 ) -> Iterator[tuple[AcmeServer, Child]]:
     """A Pebble of its own, with its own account store and root, in the new folder `folder`; killed at the end.
 
     `nonce_reject` is the percentage of good nonces that it refuses, `retry_after` the seconds that it asks clients to
-    wait (0: it does not say). Validations ask `dns` (host:port) and connect to `http_port`.
+    wait (0: it does not say), `authorization_reuse` the percentage of names that need no validation again in another
+    order of the same account. Validations ask `dns` (host:port) and connect to `http_port`.
     """
     folder.mkdir(parents=True)
     authority = Authority(folder)
@@ -152,7 +168,7 @@ def running_pebble(
                         "domainBlocklist": [BLOCKED_NAME],
                         "retryAfter": {"authz": retry_after, "order": retry_after},
                         "keyAlgorithm": "ecdsa",
-                        "profiles": PROFILES,
+                        "profiles": profiles,
                     }
                 }
             )
@@ -165,7 +181,7 @@ def running_pebble(
             env={
                 **os.environ,
                 "PEBBLE_VA_NOSLEEP": "1",
-                "PEBBLE_AUTHZREUSE": "0",
+                "PEBBLE_AUTHZREUSE": str(authorization_reuse),
                 "PEBBLE_WFE_NONCEREJECT": str(nonce_reject),
             },
         )

@@ -8,14 +8,14 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from tests.lab import controller
-from tests.lab.acme import AcmeRequest, AcmeServer, new_eab_keys, running_pebble, start_dns
+from tests.lab.acme import PROFILES, AcmeRequest, AcmeServer, new_eab_keys, running_pebble, start_dns
 from tests.lab.api import fetch
 from tests.lab.build import PARTS, Binary, binaries
 from tests.lab.cluster import NAMESPACE, SERVICE, create_first_objects, start_cluster, start_controller_manager
@@ -267,11 +267,18 @@ def running_lab(folder: Path | None = None) -> Iterator[RunningLab]:
 
 @contextlib.contextmanager
 def start_pebble(
-    lab: Lab, *, nonce_reject: int = 0, retry_after: int = 0, eab_required: bool = True
+    lab: Lab,
+    *,
+    nonce_reject: int = 0,
+    retry_after: int = 0,
+    eab_required: bool = True,
+    authorization_reuse: int = 0,
+    profiles: Mapping[str, Mapping[str, object]] = PROFILES,
 ) -> Iterator[AcmeServer]:
     """A second CA beside the lab's own, for the time of the context; it shares DNS, HTTP port and EAB keys.
 
-    `nonce_reject`: percentage of good nonces refused; `retry_after`: seconds, 0 for none.
+    `nonce_reject`: percentage of good nonces refused; `retry_after`: seconds, 0 for none; `authorization_reuse`:
+    percentage of names that are not validated again for the same account.
     """
     name = f"pebble-{secrets.token_hex(3)}"
     home = Path(lab.kubeconfig).parent
@@ -286,6 +293,8 @@ def start_pebble(
         nonce_reject=nonce_reject,
         retry_after=retry_after,
         eab_required=eab_required,
+        authorization_reuse=authorization_reuse,
+        profiles=profiles,
     ) as (server, _):
         yield server
 

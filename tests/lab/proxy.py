@@ -83,6 +83,8 @@ class Fault:
 
     delay: float = 0.0
     """Seconds before anything is done."""
+    answer_delay: float = 0.0
+    """Seconds between the server's answer and the client's."""
     passed_on: bool = True
     respond: Callable[[Answer], Answer | None] = lambda answer: answer
 
@@ -113,7 +115,8 @@ class Injection:
     """A fault and the requests that meet it. A context: at its end no more do."""
 
     fits: Callable[[Request], bool]
-    fault: Fault
+    fault: Fault | Callable[[Request], Fault]
+    """Or what tells the fault for a request that fits."""
     left: float
     """How many more requests meet it."""
     hits: int = 0
@@ -192,10 +195,20 @@ class Proxy:
 
     # --- the script ---------------------------------------------------------------------------------------------------
 
-    def inject(self, fits: Callable[[Request], bool], fault: Fault, *, times: float = float("inf")) -> Injection:
-        """The next `times` requests that fit meet this fault; where several fit, the one injected first."""
+    def inject(
+        self,
+        fits: Callable[[Request], bool],
+        fault: Fault | Callable[[Request], Fault],
+        *,
+        times: float = float("inf"),
+        first: bool = False,
+    ) -> Injection:
+        """The next `times` requests that fit meet this fault; where several fit, the one injected first.
+
+        `first` puts it before those that were injected until now.
+        """
         injection = Injection(fits, fault, times)
-        self._injections.append(injection)
+        self._injections.insert(0 if first else len(self._injections), injection)
         return injection
 
     def cut(self) -> None:
@@ -277,6 +290,7 @@ class Proxy:
                     answer = await self._ask(request, exchange, client, server)
                     if answer is None:  # it was a stream, and all of it has been passed on
                         continue
+                    await asyncio.sleep(fault.answer_delay)
                     await self._flowing.wait()
                 answer = fault.respond(answer or Answer(0))
                 if answer is None:
@@ -296,7 +310,7 @@ class Proxy:
             if injection.left > 0 and injection.fits(request):
                 injection.left -= 1
                 injection.hits += 1
-                return injection.fault
+                return injection.fault(request) if callable(injection.fault) else injection.fault
         return Fault()
 
     async def _connect(self) -> _Peer:

@@ -1,0 +1,126 @@
+"""The controller and its CA behind proxies that make trouble; and certificates that a good CA would not issue."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from tests.lab.acme_proxy import AcmeProxy, acme_proxy, kind_of
+from tests.lab.controller import Controller, install_crds
+from tests.lab.kube_proxy import KubeProxy, kube_proxy
+from tests.lab.proxy import Answer, Fault, changed
+from tests.site import CERTIFICATES, Site
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+
+    from tests.lab.lab import Lab
+
+
+@contextlib.contextmanager
+def proxied_controller(lab: Lab) -> Iterator[tuple[Controller, KubeProxy]]:
+    """A controller that is ready, and its way to the API server."""
+    install_crds(lab)
+    arguments = ["--log-level=debug", "--log-format=text"]
+    with kube_proxy(lab) as way, Controller(lab, arguments=arguments, environment=way.environment) as running:
+        running.wait_ready()
+        yield running, way
+
+
+@dataclass
+class FaultyCA:
+    """A ClusterIssuer whose CA is behind a proxy, and what has reached that CA since."""
+
+    issuer: str
+    proxy: AcmeProxy
+    lab: Lab
+    since: int
+
+    def counts(self) -> Counter[str]:
+        """Requests that reached the CA, by kind."""
+        return Counter(kind_of(each) for each in self.proxy.asked() if each.reached)
+
+    def issued(self) -> int:
+        """How many certificates the CA has issued."""
+        return self.lab.acme.issued(self.since)
+
+
+@contextlib.contextmanager
+def faulty_ca(lab: Lab) -> Iterator[FaultyCA]:
+    """A new ClusterIssuer with an account of its own at the lab's CA, through a new proxy."""
+    admin = Site(lab, lab.namespace)
+    with acme_proxy(lab) as (server, proxy):
+        name = admin.cluster_issuer(f"faulty-{secrets.token_hex(3)}", ca=server)
+        try:
+            yield FaultyCA(name, proxy, lab, lab.acme.mark())
+        finally:
+            admin.delete(f"{CERTIFICATES}/clusterissuers/{name}")
+
+
+def forged(
+    site: Site,
+    names: Sequence[str],
+    *,
+    life: tuple[timedelta, timedelta] = (-timedelta(hours=1), timedelta(days=90)),
+    common_name: str = "forged",
+    for_our_key: bool = True,
+) -> Fault:
+    """In place of the CA's certificate one for the CSR of the namespace's issuance, of another root.
+
+    `life` is its begin and end, from now.
+    """
+
+    def respond(answer: Answer) -> Answer:
+        if answer.status >= 400:
+            return answer
+        (pending,) = site.next_keys()
+        key = _key_of(site, pending) if for_our_key else ec.generate_private_key(ec.SECP256R1()).public_key()
+        return answer._replace(body=_chain(key, names, common_name, *life))
+
+    return changed(respond)
+
+
+def _key_of(site: Site, pending: str) -> CertificatePublicKeyTypes:
+    return x509.load_der_x509_csr(site.secret_value(pending, "tls.csr")).public_key()
+
+
+def _chain(
+    key: CertificatePublicKeyTypes, names: Sequence[str], common_name: str, begin: timedelta, end: timedelta
+) -> bytes:
+    root_key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    root = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "another root")])
+
+    def sign(
+        subject: x509.Name, key: CertificatePublicKeyTypes, begin: timedelta, *extensions: x509.ExtensionType
+    ) -> bytes:
+        builder = x509.CertificateBuilder(
+            subject_name=subject,
+            issuer_name=root,
+            public_key=key,
+            serial_number=x509.random_serial_number(),
+            not_valid_before=now + begin,
+            not_valid_after=now + end,
+        )
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
+        return builder.sign(root_key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+    leaf = sign(
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)]),
+        key,
+        begin,
+        x509.SubjectAlternativeName([x509.DNSName(name) for name in names]),
+    )
+    above = sign(root, root_key.public_key(), begin, x509.BasicConstraints(ca=True, path_length=0))
+    return leaf + above
