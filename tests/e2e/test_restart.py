@@ -6,7 +6,6 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +13,6 @@ from tests.lab.controller import Controller
 from tests.lab.lab import Lab
 from tests.site import Site, assert_plain, wait_for
 
-# A little longer than an issuance takes, so that its last steps are hit as well.
-MOMENTS = 0.6
 GRACE = 25.0
 
 
@@ -25,16 +22,7 @@ def _plain(site: Site, controller: Controller) -> Iterator[None]:
     already = controller.log.stat().st_size
     yield
     assert_plain(site.said())
-    said = controller.log.read_bytes()[already:].decode()
-    assert "Traceback" not in said
-    assert "a bug in the controller" not in said
-
-
-def issued(lab: Lab, since: int) -> int:
-    """How many certificates the CA has issued since a place in its log."""
-    with Path(lab.pebble_log).open("rb") as log:
-        log.seek(since)
-        return log.read().count(b"Issued certificate serial")
+    assert "Traceback" not in controller.log.read_bytes()[already:].decode()
 
 
 @pytest.mark.timeout(1800)
@@ -48,12 +36,17 @@ def test_killed_at_any_moment(
 
     Mutation: start anew instead of fetching the order in `_resume`.
     """
+    begun = time.monotonic()
+    site.certificate("web", [f"web.{suffix}"], issuer)
+    site.ready("web")
+    site.nothing_left()
+    whole = time.monotonic() - begun
     seed = secrets.randbits(32)
-    moments, extra, missed, hit = random.Random(seed), 0, 0, Counter[str]()
+    moments, extra, validations, hit = random.Random(seed), 0, 0, Counter[str]()
     for number in range(rounds):
-        name, moment = f"web{number}", moments.uniform(0, MOMENTS)
+        name, moment = f"web{number}", moments.uniform(0, whole)
         told = f"seed {seed}, round {number}, killed after {moment * 1000:.0f} ms"
-        mark, since = lab.mark(), lab.acme.mark()
+        since = lab.acme.mark()
         site.certificate(name, [f"{name}.{suffix}"], issuer)
         time.sleep(moment)
         controller.kill()
@@ -61,27 +54,14 @@ def test_killed_at_any_moment(
         order_known = "issuance" in stored or "revision" in stored
         hit["done" if "revision" in stored else (stored.get("issuance") or {}).get("state", "none stored")] += 1
         controller.start()
-        wait_for(lambda name=name: _settled(site, name), f"{told}: an end of {name}")  # type: ignore[misc]
-        if site.status(name).get("nextAttemptTime"):
-            # The CA looked while nobody answered: that attempt is lost, and told as such.
-            assert site.condition(name, "Issuing", "False", "ChallengeFailed"), told
-            missed += 1
-            order_known = False
-            site.annotate(name, renew_now="1")
-        status = site.ready(name)
-        site.nothing_left()
-        assert status["revision"] == 1, told
-        assert f"{site.leaf(name).serial_number:x}" == status["serialNumber"], told
-        assert issued(lab, since) == 1, told
-        assert lab.orders(mark) <= (1 if order_known else 2), told
-        extra += lab.orders(mark) - 1
-    print(f"\nseed {seed}: {rounds} kills, {extra} orders more than certificates, {missed} validations missed")
-    print(f"state in status when killed: {dict(hit)}")
-
-
-def _settled(site: Site, name: str) -> bool:
-    status = site.status(name)
-    return "issuance" not in status and bool(status.get("revision") or status.get("nextAttemptTime"))
+        missed = site.recovered(name, told)
+        validations += missed
+        assert lab.acme.issued(since) == 1, told
+        orders = lab.acme.orders(since)
+        assert orders <= (1 if order_known else 2) + missed, told
+        extra += orders - 1
+    print(f"\nseed {seed}: {rounds} kills within {whole:.2f} s; state in status when killed: {dict(hit)}")
+    print(f"{extra} orders more than certificates, {validations} validations missed")
 
 
 def test_told_to_end_while_an_order_waits(
@@ -131,12 +111,8 @@ def test_told_to_end_in_the_midst_of_many(
     controller.start()
     controller.wait_ready()
     for name in names:
-        wait_for(lambda name=name: _settled(site, name), f"an end of {name}")  # type: ignore[misc]
-        if site.status(name).get("nextAttemptTime"):
-            site.annotate(name, renew_now="1")
-        assert site.ready(name)["revision"] == 1
-    site.nothing_left()
-    assert issued(lab, since) == len(names)
+        site.recovered(name, "told to end")
+    assert lab.acme.issued(since) == len(names)
 
 
 def test_told_to_end_at_rest(site: Site, controller: Controller, issuer: str, suffix: str) -> None:
