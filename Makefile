@@ -7,7 +7,7 @@ STAMP = .venv/.synced
 .PHONY: demo test check soak bench lab lint types unit clean
 
 demo: $(STAMP)
-	@$(RUN)/python -m tests.demo $(if $(ONCE),--once)
+	@$(RUN)/python -m tests.demo $(if $(ONCE),--once) $(if $(CA),--ca $(CA))
 
 test: check lab
 	@$(RUN)/python -m tests.lab run -- $(RUN)/python -m pytest -m "not soak" tests/contract tests/adapters tests/e2e tests/test_journey.py
@@ -22,8 +22,10 @@ check: $(STAMP)
 soak: $(STAMP) lab
 	@$(RUN)/python -m tests.lab run -- $(RUN)/python -m pytest -m soak tests
 
-bench: $(STAMP)
-	@$(RUN)/python -m tests.bench --count $(or $(N),200) --key $(or $(KEY),both)
+# ROUNDS=n measures n times; AGAINST=folder measures the controller of another checkout in turns with this one's.
+bench: $(STAMP) lab
+	@$(RUN)/python -m tests.lab run -- $(RUN)/python -m tests.bench --count $(or $(N),200) --key $(or $(KEY),both) \
+		$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(AGAINST),--against $(AGAINST))
 
 lab: $(STAMP)
 	@$(RUN)/python -m tests.lab build

@@ -73,6 +73,8 @@ _LOOK_SECONDS = 20.0  # all challenges of an order
 _CHALLENGE_SECONDS = 5.0
 _CONNECT_SECONDS = 2.0
 _DNS_SECONDS = 1.0
+_DNS_KEPT_SECONDS = 5.0
+_DNS_KEPT = 1000  # names
 _MAX_ADDRESSES = 8
 _MAX_REDIRECTS = 10
 _MAX_HEADERS = 65536
@@ -258,6 +260,7 @@ class _Look:
         self._clock = context.clock
         self._http_port = context.http01_port
         self._nameservers = context.nameservers
+        self._known: dict[str, tuple[float, list[IPv4Address | IPv6Address]]] = {}
         self._egress = context.egress
 
     def at(self, challenge: PendingChallenge, end: float) -> str:
@@ -330,7 +333,10 @@ class _Look:
                 return _Reply(response.status, response.getheader("Location", ""), body, address)
 
     def _resolve(self, host: str, deadline: float) -> list[IPv4Address | IPv6Address]:
-        """The addresses of a name, those of IPv6 first, as CAs prefer them."""
+        """The addresses of a name, those of IPv6 first, as CAs prefer them. Asked for once in a few seconds."""
+        since, known = self._known.get(host, (0.0, []))
+        if known and self._clock.monotonic() - since < _DNS_KEPT_SECONDS:
+            return known
         until = min(deadline, self._clock.monotonic() + _DNS_SECONDS)
         found: list[IPv4Address | IPv6Address] = []
         why = "no address"
@@ -352,6 +358,9 @@ class _Look:
         asked = [address for address in found if not self._egress.refusal(address)]
         if not asked:
             raise _Missing(f"points to {found[0]}, which is never asked: {self._egress.refusal(found[0])}")
+        if len(self._known) >= _DNS_KEPT:
+            self._known.clear()
+        self._known[host] = self._clock.monotonic(), asked[:_MAX_ADDRESSES]
         return asked[:_MAX_ADDRESSES]
 
     @cached_property

@@ -6,6 +6,7 @@ A name is a lower-case A-label name without a trailing dot, a wildcard with its 
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import idna
@@ -16,7 +17,7 @@ from certbotk8s.domain.reasons import Reason
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from certbotk8s.domain.api import CertificateSpec
+    from certbotk8s.domain.api import AcmeSpec, CertificateSpec
 
 # RFC 5280 upper bound of a common name (ub-common-name), in bytes.
 COMMON_NAME_MAX = 64
@@ -32,6 +33,8 @@ def normalise(name: str) -> str:
         raise PermanentError(Reason.INVALID_SPEC, f'"{name[:253]}" is no DNS name: {str(error)[:200]}.') from error
 
 
+# Every look at a Certificate asks for its names, and IDNA is the dearest part of that.
+@lru_cache(maxsize=16384)
 def _encode(name: str) -> str:
     wildcard, rest = ("*.", name[2:]) if name.startswith("*.") else ("", name)
     # The dot at the end goes last: IDNA knows more than one character for it.
@@ -48,21 +51,30 @@ def wanted_names(spec: CertificateSpec) -> tuple[str, ...]:
 
     Let's Encrypt refuses `a.example.test` beside `*.example.test` as redundant, other CAs charge for it.
     """
-    names = list(dict.fromkeys(normalise(name) for name in spec.dns_names or (spec.common_name,)))
+    return _wanted(spec.dns_names or (spec.common_name,))
+
+
+@lru_cache(maxsize=4096)
+def _wanted(asked: tuple[str, ...]) -> tuple[str, ...]:
+    names = list(dict.fromkeys(normalise(name) for name in asked))
     wildcards = {name[2:] for name in names if name.startswith("*.")}
     return tuple(name for name in names if name.startswith("*.") or name.partition(".")[2] not in wildcards)
 
 
-def common_name(spec: CertificateSpec) -> str:
-    """The subject's common name: the spec's, else the first name that fits.
+def common_name(spec: CertificateSpec, acme: AcmeSpec | None) -> str:
+    """The subject's common name: the spec's, else what `commonName` of the issuer says; "" for none.
 
-    An empty subject is refused by some CAs that sell organisation-validated certificates, and no CA minds a CN that is
-    among the names; "" when every name is longer than 64 bytes. Where the spec's was left out since a wildcard covers
-    it, that wildcard stands for it: CAs refuse a CN that is not ordered. Raises PermanentError(InvalidSpec) when it is
-    too long, or is no name of the spec.
+    Auto is First where accounts are bound: CAs that sell organisation-validated certificates refuse an empty subject
+    (InCommon on CERTInext), and the others have no use for a common name. First is the first name of at most 64 bytes.
+    Where the spec's was left out since a wildcard covers it, that wildcard stands for it: CAs refuse a CN that is not
+    ordered. Raises PermanentError(InvalidSpec) when the spec's is too long, or is no name of the spec.
     """
     names = wanted_names(spec)
     if not spec.common_name:
+        if acme is None or acme.common_name == "Never":
+            return ""
+        if acme.common_name == "Auto" and not (acme.external_account_binding or acme.bindings):
+            return ""
         return next((name for name in names if len(name) <= COMMON_NAME_MAX), "")
     asked = normalise(spec.common_name)
     found = next((name for name in (asked, f"*.{asked.partition('.')[2]}") if name in names), "")

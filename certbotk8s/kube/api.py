@@ -13,7 +13,7 @@ import ssl
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 import urllib3
@@ -32,6 +32,7 @@ from urllib3.util.retry import Retry
 from yaml import YAMLError
 
 import certbotk8s
+from certbotk8s.clock import SystemClock
 from certbotk8s.domain.api import FIELD_MANAGER, Resource, Struct
 from certbotk8s.domain.errors import AlreadyExists, Conflict, PermanentError, TemporaryError
 from certbotk8s.domain.reasons import Reason
@@ -40,10 +41,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from certbotk8s.domain.api import Kind
+    from certbotk8s.ports import Clock
 
 PAGE_SIZE = 500
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 15.0
+# For so long the client's headers are used again.
+CREDENTIALS_SECONDS = 1.0
 # The API server sends a bookmark at least every two minutes: a watch that is silent for longer leads nowhere any more.
 SILENCE_SECONDS = 150.0
 
@@ -180,6 +184,8 @@ class Api:
 
     def __init__(self, client: ApiClient) -> None:
         self._client = client
+        self._clock: Clock = SystemClock()  # credentials age by it, whatever time it is in a test
+        self._credentials: tuple[float, dict[str, str]] = (0.0, {})
         self.host: str = urlsplit(client.configuration.host).netloc
 
     def get(self, kind: Kind[Any], namespace: str, name: str, *, seconds: float | None = None) -> bytes | None:
@@ -344,13 +350,11 @@ class Api:
 
         With `total` (seconds for connection and answer) it is sent once.
         """
-        headers = {"Accept": accept}
-        if body is not None:
-            headers["Content-Type"] = content_type
         try:
-            _, url, headers, _, _ = self._client.param_serialize(
-                method, path, header_params=headers, query_params=list(query), auth_settings=["BearerToken"]
-            )
+            headers = self._headers() | {"Accept": accept}
+            if body is not None:
+                headers["Content-Type"] = content_type
+            url = self._client.configuration.host + path + ("?" + urlencode(query, quote_via=quote) if query else "")
             response: urllib3.BaseHTTPResponse = self._client.rest_client.pool_manager.request(
                 method,
                 url,
@@ -365,6 +369,18 @@ class Api:
         except config.ConfigException as error:  # an exec plugin or a token file that should give new credentials
             raise TemporaryError(f"there are no credentials for the API server at {self.host}: {error}") from error
         return response
+
+    def _headers(self) -> dict[str, str]:
+        """What every request says of us. The client looks through all its configuration for that, and we once a second.
+
+        Raises ConfigException.
+        """
+        now = self._clock.monotonic()
+        since, headers = self._credentials
+        if not headers or now - since >= CREDENTIALS_SECONDS:
+            _, _, headers, _, _ = self._client.param_serialize("GET", "", auth_settings=["BearerToken"])
+            self._credentials = now, headers
+        return headers
 
     def _unreachable(self, error: Exception) -> TemporaryError:
         return TemporaryError(f"the API server at {self.host} cannot be reached: {_network_words(error)}")

@@ -64,6 +64,11 @@ class ObjectStore(Generic[R]):
         with self._lock:
             return list(self._objects.values())
 
+    def knows(self, key: str, uid: str, version: int) -> bool:
+        """Whether `put` of that version would change nothing: it, a newer one, or its deletion is known."""
+        with self._lock:
+            return self._knows(key, uid, version)
+
     def put(self, new: R) -> None:
         """Store an object, unless it or its deletion is known from a version at least as new."""
         with self._lock:
@@ -102,12 +107,15 @@ class ObjectStore(Generic[R]):
         self._tell(changes)
 
     def _put(self, new: R) -> list[tuple[R | None, R | None]]:
-        old = self._objects.get(new.key)
-        version = _version(new)
-        if (old is not None and _version(old) >= version) or self._tombstones.get(new.metadata.uid, -1) >= version:
+        if self._knows(new.key, new.metadata.uid, _version(new)):
             return []
+        old = self._objects.get(new.key)
         self._exchange(new.key, old, new)
         return [(old, new)]
+
+    def _knows(self, key: str, uid: str, version: int) -> bool:
+        old = self._objects.get(key)
+        return (old is not None and _version(old) >= version) or self._tombstones.get(uid, -1) >= version
 
     def _exchange(self, key: str, old: R | None, new: R | None) -> None:
         moves = [

@@ -241,8 +241,10 @@ class Reflector(Generic[R]):
             raise TemporaryError("the API server sent an object without a version")
         match event.type:
             case "ADDED" | "MODIFIED":
-                obj = self._decode(event.object)
-                if obj is not None:
+                # Most events are echoes of own writes, and it costs to parse the keys and certificates of a Secret.
+                if self._store.knows(bare.key, bare.uid, int(bare.resource_version)):
+                    self._unreadable.discard(bare.key)
+                elif (obj := self._decode(event.object)) is not None:
                     self._store.put(obj)
             case "DELETED":
                 self._unreadable.discard(bare.key)

@@ -133,6 +133,27 @@ def test_resumed_work_goes_first() -> None:
     assert queue.get() == A
 
 
+def test_what_has_begun_goes_before_what_is_new() -> None:
+    """A key that waited for a moment is next, one that waited for long has its place among the new, each comes once.
+
+    Mutations: `_next` looks into the queue of the new first; a key that waits in both is given out twice.
+    """
+    clock, queue = made()
+    queue.add_after(B, 1)
+    queue.add_after(C, 1000)
+    clock.advance(1000)
+    queue.add(A)
+    queue.add(B)  # its own write wakes it too
+    assert queue.get() == B
+    queue.done(B)
+    assert len(queue) == 2
+    assert [queue.get(), queue.get()] == [A, C]
+    queue.done(A)
+    queue.add(B)
+    assert queue.get() == B
+    assert len(queue) == 0
+
+
 def test_shut_down_lets_work_under_way_end() -> None:
     """After shut_down no key is given out but resumed ones, and `get` ends with the last. (Break: get ends at once.)"""
     clock, queue = made()

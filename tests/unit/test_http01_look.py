@@ -25,6 +25,7 @@ from certbotk8s.domain.api import INGRESS, INGRESS_CLASS, Http01Spec, IngressSol
 from certbotk8s.ports import SolverContext
 from solvers.http01_ingress import IngressSolver
 from tests.contract.test_solver_contract import presentation
+from tests.fakes.clock import FakeClock
 from tests.fakes.cluster import ApiServer, FakeCluster
 
 if TYPE_CHECKING:
@@ -247,6 +248,25 @@ def test_the_first_missing_name_is_told(network: Network, look: Callable[..., st
     with serving(network, reply(200, both[0].key_authorization), reply(404, "")) as server:
         assert look(*both) == "www.example.test answers 404 at 127.0.0.1"
     assert len(server.requests) == 2
+
+
+def test_addresses_are_asked_for_once_in_a_few_seconds(
+    network: Network, name_server: NameServer, names: dict[str, Any]
+) -> None:
+    """Looks that follow each other go where the first went; a changed record is seen 5 s later, a missing one at once.
+
+    Mutations: ask for every look; keep what was found for ever; keep that nothing was found.
+    """
+    cluster, clock = FakeCluster(ApiServer()), FakeClock()
+    cluster.watch(INGRESS)
+    solver = IngressSolver(SolverContext(cluster, clock, "certbotk8s", 80, (name_server.where,)))
+    solver.present(SHOWN)
+    with serving(network, reply()):
+        for pause, addresses in ((0, []), (0, ["127.0.0.2"]), (4, ["127.0.0.3"]), (1, ["127.0.0.3"])):
+            clock.advance(pause)
+            names[HOST] = addresses
+            solver.is_ready(SHOWN)
+    assert [address for address, _ in network.connections] == ["127.0.0.2", "127.0.0.2", "127.0.0.3"]
 
 
 def test_a_deleted_ingress_is_told(network: Network, name_server: NameServer, names: dict[str, Any]) -> None:

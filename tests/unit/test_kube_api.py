@@ -18,6 +18,7 @@ from certbotk8s.domain.errors import AlreadyExists, Conflict, PermanentError, Te
 from certbotk8s.kube.api import Api, Expired, NotFound, connect
 from certbotk8s.kube.cluster import _matcher
 from tests.fakes.apiserver import Answer, ScriptedApiServer, answer, hang_up, json, status
+from tests.fakes.clock import FakeClock
 
 MANIFEST = {"metadata": {"namespace": "shop", "name": "web"}}
 
@@ -144,6 +145,30 @@ def test_what_is_sent() -> None:
 
 def client(host: str) -> Api:
     return Api(ApiClient(Configuration(host=host, no_proxy="*", retries=False)))
+
+
+def test_credentials_are_looked_at_once_a_second() -> None:
+    """Many requests ask the client's configuration once, and a new token is used a second later.
+
+    Mutations: ask for every request; keep the first answer for ever.
+    """
+    asked = []
+
+    def refresh(configuration: Configuration) -> None:
+        asked.append(True)
+        configuration.api_key["authorization"] = f"Bearer {len(asked)}"
+
+    with ScriptedApiServer(answers=[json({})] * 4) as server:
+        configuration = Configuration(host=f"http://{server.host}", no_proxy="*", retries=False)
+        configuration.refresh_api_key_hook = refresh  # type: ignore[assignment]
+        configuration.api_key["authorization"] = "none yet"
+        api, clock = Api(ApiClient(configuration)), FakeClock()
+        api._clock = clock
+        for pause in (0, 0.5, 0.4, 0.2):
+            clock.advance(pause)
+            api.get(SECRET, "shop", "web")
+    tokens = [request.headers["authorization"] for request in server.requests]
+    assert tokens == ["Bearer 1", "Bearer 1", "Bearer 1", "Bearer 2"]
 
 
 def test_network_failures_have_plain_words() -> None:

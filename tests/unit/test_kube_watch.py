@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from certbotk8s.domain.api import INGRESS, Ingress, Kind, Resource
@@ -252,6 +253,33 @@ def test_a_decoder_that_raises_anything(watched: Watched) -> None:
     kind = Kind(INGRESS.group, INGRESS.version, INGRESS.plural, INGRESS.kind, Ingress, parse=parse)
     watched.run(answers=[page(web(1, "bad"), web(2, "good"), version="5")], watches=[], kind=kind)
     watched.until(lambda: watched.told == ["+good@2"])
+
+
+def test_the_echo_of_an_own_write_is_not_read_again(watched: Watched) -> None:
+    """What the store knows already, or knows to be gone, is passed over; what is newer is read.
+
+    Mutations: every event is read; every event of a known object is passed over.
+    """
+    read: list[int] = []
+
+    def decode(raw: bytes | msgspec.Raw) -> Ingress:
+        found = INGRESS.decode(raw)
+        read.append(int(found.metadata.resource_version))
+        return found
+
+    watched.store.put(INGRESS.decode(msgspec.json.encode(web(7))))
+    watched.store.put(INGRESS.decode(msgspec.json.encode(web(1, "gone"))))
+    watched.store.remove("shop/gone", "uid-gone", 9)
+    events = (
+        event("MODIFIED", web(6)),
+        event("MODIFIED", web(7)),
+        event("MODIFIED", web(8, "gone")),
+        event("MODIFIED", web(10, host="new.example.test")),
+    )
+    kind = Kind(INGRESS.group, INGRESS.version, INGRESS.plural, INGRESS.kind, Ingress, parse=decode)
+    watched.run(answers=[page(version="5")], watches=[stream(*events)], kind=kind)
+    watched.until(lambda: read == [10])
+    assert watched.told == ["+web@7", "+gone@1", "-gone@1", "~web@10"]
 
 
 def test_an_endless_line_is_skipped(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
