@@ -28,6 +28,7 @@ from certbotk8s.domain import api, pem
 from certbotk8s.domain.addresses import Egress
 from certbotk8s.domain.errors import PermanentError, TemporaryError
 from certbotk8s.domain.plan import issuer_ready
+from certbotk8s.domain.policy import bearing
 from certbotk8s.kube.api import connect
 from certbotk8s.kube.cluster import KubeCluster
 from certbotk8s.kube.lease import Election
@@ -37,6 +38,7 @@ from certbotk8s.reconcile.accounts import Accounts
 from certbotk8s.reconcile.certificate import CertificateReconciler
 from certbotk8s.reconcile.indexes import (
     BY_ISSUER,
+    BY_NAMESPACE,
     BY_SECRET,
     BY_TLS,
     BY_TOKEN,
@@ -44,6 +46,7 @@ from certbotk8s.reconcile.indexes import (
     INGRESS_INDEXES,
     SECRET_INDEXES,
     certificate_key,
+    contenders,
     secret_key,
     store_index,
 )
@@ -97,6 +100,7 @@ class Controller:
             self._cluster.watch(kind, on_change=self._issuer_changed(kind.kind))
         self._ingresses = self._cluster.watch(api.INGRESS, indexes=INGRESS_INDEXES, on_change=self._ingress_changed)
         self._cluster.watch(api.INGRESS_CLASS)
+        self._cluster.watch(api.NAMESPACE, on_change=self._namespace_changed)
         self._cluster.watch(
             pem.SECRET_FACTS,
             label_selector=f"{api.LABEL_ROLE} in ({api.ROLE_TLS},{api.ROLE_NEXT_KEY})",
@@ -200,6 +204,9 @@ class Controller:
                 self._queue.add(Key("Ingress", meta.namespace, ingress.metadata.name))
         if old is not None and (new is None or new.spec.secret_name != old.spec.secret_name):
             self._wake_claimants(secret_key(old))  # whoever waited for its Secret may go on
+        if old is not None and (new is None or bearing(new) != bearing(old)):
+            for other in contenders(self._certificates, old):  # and whoever waited for its names
+                self._queue.add(certificate_key(other))
 
     def _issuer_changed(self, kind: str) -> Callable[[api.Issuer | None, api.Issuer | None], None]:
         def changed(old: api.Issuer | None, new: api.Issuer | None) -> None:
@@ -213,6 +220,11 @@ class Controller:
                     self._queue.add(certificate_key(certificate))
 
         return changed
+
+    def _namespace_changed(self, old: api.Namespace | None, new: api.Namespace | None) -> None:
+        if old is None or new is None or old.metadata.labels != new.metadata.labels:
+            for certificate in self._certificates.find(BY_NAMESPACE, (new or old).key):  # type: ignore[union-attr]
+                self._queue.add(certificate_key(certificate))
 
     def _ingress_changed(self, old: api.Ingress | None, new: api.Ingress | None) -> None:
         if is_annotated(old) or is_annotated(new):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from threading import Condition as Waiter
 
-    from certbotk8s.domain.acme import Authorization, Directory, Identifier, Order
+    from certbotk8s.domain.acme import Account, Authorization, Directory, Identifier, Order
     from certbotk8s.domain.api import Certificate, Kind, PendingChallenge, Resource, SolverSpec
     from certbotk8s.domain.reasons import Reason
 
@@ -151,6 +151,15 @@ class Session(Protocol):
     def deactivate(self, authorization_url: str) -> None:
         """Give up a pending authorization (section 7.5.2)."""
 
+    def update_contact(self, contact: str) -> None:
+        """Tell the CA the account's e-mail address, "" for none (section 7.3.2)."""
+
+    def change_key(self, key_pem: bytes) -> None:
+        """Give the account this key (section 7.3.5); the session goes on with it.
+
+        After a TemporaryError the CA may or may not have done so: the session asks nothing more.
+        """
+
 
 class Authority(Protocol):
     """ACME servers, before there is an account."""
@@ -158,11 +167,11 @@ class Authority(Protocol):
     def directory(self, server: Server) -> Directory:
         """Read the directory (section 7.1.1); every URL in it must be https."""
 
-    def find_account(self, server: Server, key_pem: bytes) -> str | None:
-        """The URL of the account of this key (newAccount with onlyReturnExisting, section 7.3.1), or None."""
+    def find_account(self, server: Server, key_pem: bytes) -> Account | None:
+        """The account of this key (newAccount with onlyReturnExisting, section 7.3.1), or None."""
 
-    def register(self, server: Server, key_pem: bytes, contact: str, binding: Binding | None) -> str:
-        """Create the account and agree to the terms; the account's URL."""
+    def register(self, server: Server, key_pem: bytes, contact: str, binding: Binding | None) -> Account:
+        """Create the account and agree to the terms."""
 
     def session(self, server: Server, key_pem: bytes, account_uri: str) -> Session:
         """A session for a known account; asks the CA nothing by itself."""
@@ -174,8 +183,8 @@ class Authority(Protocol):
 class KeyMaker(Protocol):
     """The one source of private keys."""
 
-    def account_key(self) -> bytes:
-        """A new ECDSA P-256 account key, PKCS8 PEM."""
+    def account_key(self, algorithm: str) -> bytes:
+        """A new account key, PKCS8 PEM: ECDSA P-256, or RSA 2048."""
 
     def certificate_key(self, algorithm: str, size: int, encoding: str) -> bytes:
         """A new private key, PEM in that encoding."""

@@ -106,18 +106,22 @@ def issuer(
     uid: str = "",
     accounts: tuple[api.AccountStatus, ...] = (),
     solvers: tuple[api.SolverSpec, ...] = (api.SolverSpec(api.Http01Spec(api.IngressSolverSpec("traefik"))),),
+    policy: api.Policy | None = None,
     **acme: Any,
 ) -> api.Issuer:
-    """An Issuer (a ClusterIssuer where `namespace` is ""); `ready` "" means no condition, `**acme` is its spec."""
+    """An Issuer (a ClusterIssuer where `namespace` is "", or with a policy); `ready` "" means no condition.
+
+    `**acme` is its spec.
+    """
     given = {"server": "https://ca.example.test/dir", "private_key_secret_ref": api.SecretKeyRef(f"{name}-key"), **acme}
     seen = generation if seen_generation is None else seen_generation
     reason = Reason.READY if ready == "True" else Reason.EAB_REFUSED
     conditions = (condition("Ready", ready, reason, message, observed_generation=seen),) if ready else ()
-    return api.Issuer(
-        metadata(name, namespace, uid=uid, generation=generation),
-        api.IssuerSpec(api.AcmeSpec(solvers=solvers, **given)),
-        api.IssuerStatus(conditions, seen, accounts),
-    )
+    spec, status = api.AcmeSpec(solvers=solvers, **given), api.IssuerStatus(conditions, seen, accounts)
+    if namespace and policy is None:
+        return api.Issuer(metadata(name, namespace, uid=uid, generation=generation), api.IssuerSpec(spec), status)
+    meta = metadata(name, "", uid=uid, generation=generation)
+    return api.ClusterIssuer(meta, api.ClusterIssuerSpec(spec, policy), status)
 
 
 def ingress(

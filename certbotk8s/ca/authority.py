@@ -6,15 +6,25 @@ nonce; its JWS and its External Account Binding are used (ca.jws).
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from functools import lru_cache, partial
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from josepy.b64 import b64encode
+from msgspec.structs import replace
 
 from certbotk8s.ca.jws import AccountKey, account_key, is_nonce
-from certbotk8s.ca.resources import parse_authorization, parse_directory, parse_error, parse_json, parse_order
+from certbotk8s.ca.resources import (
+    parse_account,
+    parse_authorization,
+    parse_directory,
+    parse_error,
+    parse_json,
+    parse_order,
+)
 from certbotk8s.ca.transport import READ_SECONDS, Address, Answer, Transport, address
 from certbotk8s.domain.addresses import Egress
 from certbotk8s.domain.errors import PermanentError, TemporaryError
@@ -25,7 +35,7 @@ from certbotk8s.domain.reasons import Reason
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from certbotk8s.domain.acme import Authorization, Directory, Identifier, Order
+    from certbotk8s.domain.acme import Account, Authorization, Directory, Identifier, Order
     from certbotk8s.domain.errors import Problem
     from certbotk8s.ports import Binding, Clock, Server
 
@@ -36,6 +46,7 @@ NONCE_TRIES = 10
 _NONCES = 64
 _PEM = "application/pem-certificate-chain"
 _BEGIN = b"-----BEGIN CERTIFICATE-----"
+_TERMS = re.compile(r'<(https://[!-;=?-~]{1,2048})>\s*;[^,<]*rel="?terms-of-service\b')
 
 
 class Authority:
@@ -52,34 +63,34 @@ class Authority:
         """
         return self._server(server).read_directory()
 
-    def find_account(self, server: Server, key_pem: bytes) -> str | None:
-        """The URL of the account of this key, or None where the CA has none (section 7.3.1).
+    def find_account(self, server: Server, key_pem: bytes) -> Account | None:
+        """The account of this key, or None where the CA has none (section 7.3.1).
 
-        PermanentError: ACCOUNT_DEACTIVATED, ACCOUNT_KEY_INVALID.
+        PermanentError: ACCOUNT_DEACTIVATED, ACCOUNT_KEY_INVALID, ACCOUNT_KEY_UNSUPPORTED.
         """
         try:
             answer = self._new_account(server, key_pem, {"onlyReturnExisting": True}, "looking up the account")
         except PermanentError as error:
-            if error.problem and error.problem.type == "accountDoesNotExist":
+            if error.problem and _may_be_missing(error.problem):
                 return None
             raise
-        return _account_url(answer)
+        return _account(answer)
 
-    def register(self, server: Server, key_pem: bytes, contact: str, binding: Binding | None) -> str:
-        """Create the account, agreeing to the terms (section 7.3), or find it; its URL.
+    def register(self, server: Server, key_pem: bytes, contact: str, binding: Binding | None) -> Account:
+        """Create the account, agreeing to the terms (section 7.3), or find it.
 
-        `contact` is an e-mail address or "". PermanentError: EAB_REQUIRED, EAB_REFUSED, EAB_KEY_INVALID, and others of
-        the table in domain.problems.
+        `contact` is an e-mail address or "". PermanentError: EAB_REQUIRED, EAB_KEY_INVALID, those of a refused binding,
+        and others of the tables in domain.problems.
         """
         payload: dict[str, Any] = {"termsOfServiceAgreed": True}
         if contact:
-            payload["contact"] = [f"mailto:{contact}"]
+            payload["contact"] = _contacts(contact)
         if binding is None:
-            return _account_url(self._new_account(server, key_pem, payload, "registering an account"))
+            return _account(self._new_account(server, key_pem, payload, "registering an account"))
         new_account = self._server(server).directory().new_account
         payload["externalAccountBinding"] = account_key(key_pem).bind(binding, new_account)
         doing = f"registering an account with external account binding {binding.key_id}"
-        return _account_url(self._new_account(server, key_pem, payload, doing, place=Place.BINDING))
+        return _account(self._new_account(server, key_pem, payload, doing, place=Place.BINDING))
 
     def session(self, server: Server, key_pem: bytes, account_uri: str) -> Session:
         """A session for a known account; asks the CA nothing. PermanentError: ACCOUNT_KEY_INVALID."""
@@ -103,6 +114,9 @@ class Session:
         """Made by `Authority.session`."""
         self._server = server
         self._key = key
+        # Held while the key is being changed: nothing is signed with a key that may be the wrong one.
+        self._changing = Lock()
+        self._unconfirmed = False
         self.account_uri = account_uri
 
     def key_authorization(self, token: str) -> str:
@@ -160,6 +174,35 @@ class Session:
         """Give up a pending authorization (section 7.5.2)."""
         self._post(authorization_url, {"status": "deactivated"}, f"giving up authorization {authorization_url}")
 
+    def update_contact(self, contact: str) -> None:
+        """Tell the CA the account's e-mail address, "" for none (section 7.3.2)."""
+        payload = {"contact": _contacts(contact)}
+        self._post(self.account_uri, payload, f"updating the contact address of {self.account_uri}")
+
+    def change_key(self, key_pem: bytes) -> None:
+        """Give the account this key (section 7.3.5); the session goes on with it.
+
+        PermanentError: the CA has not done so. After a TemporaryError without an answer it may have: from then on every
+        call of this session raises TemporaryError, until a new session knows the right key.
+        """
+        new, url = account_key(key_pem), self._server.directory().key_change
+        doing = f"changing the key of account {self.account_uri}"
+        if not url:
+            raise PermanentError(Reason.CA_REFUSED, "This CA changes no account keys: its directory has no keyChange.")
+        with self._changing:
+            payload = self._key.hand_over(new, url=url, account_uri=self.account_uri)
+            try:
+                self._server.post(
+                    self._key, url, payload, account_uri=self.account_uri, doing=doing, place=Place.ENDPOINT
+                )
+            except TemporaryError as error:
+                self._unconfirmed = error.problem is None or error.problem.status >= 500
+                raise
+            except PermanentError:
+                self._unconfirmed = False
+                raise
+            self._key, self._unconfirmed = new, False
+
     def _post(
         self,
         url: str,
@@ -170,16 +213,33 @@ class Session:
         seconds: float = READ_SECONDS,
         accept: str = "application/json",
     ) -> Answer:
-        return self._server.post(
-            self._key,
-            url,
-            payload,
+        key = self._present_key()
+        send = partial(
+            self._server.post,
+            url=url,
+            payload=payload,
             account_uri=self.account_uri,
             doing=doing,
             place=place,
             seconds=seconds,
             accept=accept,
         )
+        try:
+            return send(key)
+        except PermanentError:
+            # It may have come to the CA just after the key was changed.
+            present = self._present_key()
+            if present is key:
+                raise
+            return send(present)
+
+    def _present_key(self) -> AccountKey:
+        with self._changing:
+            if self._unconfirmed:
+                raise TemporaryError(
+                    f"The key of account {self.account_uri} is being changed, which the CA has not confirmed yet."
+                )
+            return self._key
 
 
 class _AcmeServer:
@@ -302,6 +362,12 @@ class _AcmeServer:
         return answer
 
 
+def _may_be_missing(problem: Problem) -> bool:
+    """Some CAs (HARICA) tell no type, others miss the binding; an account that is there is found by registering."""
+    untold = problem.type == "about:blank" and problem.status in (400, 404)
+    return untold or problem.type in {"accountDoesNotExist", "externalAccountRequired"}
+
+
 def _fresh(answer: Answer) -> str:
     nonce = answer.headers.get("Replay-Nonce", "")
     return nonce if is_nonce(nonce) else ""
@@ -310,7 +376,11 @@ def _fresh(answer: Answer) -> str:
 def _problem(answer: Answer) -> Problem | None:
     if 200 <= answer.status < 300:
         return None
-    return parse_error(answer.body, answer.headers.get("Content-Type", ""), answer.status)
+    problem = parse_error(answer.body, answer.headers.get("Content-Type", ""), answer.status)
+    if problem.type == "userActionRequired" and not problem.instance:
+        terms = _TERMS.search(answer.headers.get("Link", ""))  # RFC 8555 section 7.3.3
+        problem = replace(problem, instance=terms[1] if terms else "")
+    return problem
 
 
 def _document(answer: Answer) -> dict[str, Any]:
@@ -320,9 +390,14 @@ def _document(answer: Answer) -> dict[str, Any]:
     return raw
 
 
-def _account_url(answer: Answer) -> str:
+def _contacts(contact: str) -> list[str]:
+    return [f"mailto:{contact}"] if contact else []
+
+
+def _account(answer: Answer) -> Account:
     raw = parse_json(answer.body)
-    status = raw.get("status") if isinstance(raw, dict) else ""
+    raw = raw if isinstance(raw, dict) else {}
+    status = raw.get("status")
     if status in ("deactivated", "revoked"):
         raise PermanentError(
             Reason.ACCOUNT_DEACTIVATED,
@@ -332,7 +407,7 @@ def _account_url(answer: Answer) -> str:
     location = _location(answer)
     if not location:
         raise PermanentError(Reason.CA_REFUSED, "The CA named no https URL for the account.")
-    return location
+    return parse_account(raw, location)
 
 
 def _location(answer: Answer) -> str:

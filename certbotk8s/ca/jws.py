@@ -1,4 +1,4 @@
-"""Account keys: signed requests and External Account Binding, by `acme` and `josepy` (RFC 8555 sections 6.2, 7.3.4)."""
+"""Account keys: what they sign (RFC 8555 sections 6.2, 7.3.4, 7.3.5), by `acme` and `josepy`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from acme.messages import Directory as AcmeDirectory
 from acme.messages import ExternalAccountBinding
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from josepy.b64 import b64decode, b64encode
+from josepy.errors import Error as JwkError
 from josepy.jwa import ES256, ES384, RS256, JWASignature
 from josepy.jwk import JWK, JWKEC, JWKRSA
+from msgspec import json
 
 from certbotk8s.domain.errors import PermanentError
 from certbotk8s.domain.reasons import Reason
@@ -33,16 +35,19 @@ _BASE64URL = re.compile(r"[A-Za-z0-9_-]+")
 class AccountKey:
     """The private key of an ACME account: EC P-256 or P-384 (ES256, ES384), or RSA (RS256)."""
 
-    def __init__(self, pem: bytes) -> None:
-        """PermanentError(ACCOUNT_KEY_INVALID) when `pem` is no such key."""
-        if len(pem) > _PEM_LIMIT:
-            raise _unusable("it is too long for a key in PEM")
+    def __init__(self, text: bytes) -> None:
+        """A key in PEM (PKCS #8, PKCS #1, SEC 1), or a JWK (RFC 7517) as certbot keeps it.
+
+        PermanentError(ACCOUNT_KEY_INVALID) when `text` is no such key.
+        """
+        if len(text) > _PEM_LIMIT:
+            raise _unusable("it is too long for a key")
         try:
-            key = load_pem_private_key(pem, password=None)
+            key = _load_jwk(text) if text.lstrip().startswith(b"{") else load_pem_private_key(text, password=None)
         except TypeError as error:
             raise _unusable("it is encrypted") from error
-        except (ValueError, UnsupportedAlgorithm) as error:
-            raise _unusable("it is no private key in PEM that can be read") from error
+        except (ValueError, UnsupportedAlgorithm, JwkError) as error:
+            raise _unusable("it is no private key in PEM, and no JWK, that can be read") from error
         if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _CURVES:
             self._jwk: JWK = JWKEC(key=key)
             self._algorithm = _CURVES[key.curve.name]
@@ -60,6 +65,12 @@ class AccountKey:
         """A JWS for one POST to `url`; it names the account by its URL, or by the public key where there is none."""
         jws = JWS.sign(payload, self._jwk, self._algorithm, b64decode(nonce), url, account_uri or None)
         return str(jws.json_dumps()).encode()
+
+    def hand_over(self, new: AccountKey, *, url: str, account_uri: str) -> dict[str, Any]:
+        """The payload of a keyChange request to `url` that gives the account to the key `new` (section 7.3.5)."""
+        old_key = self._jwk.public_key().to_partial_json()
+        payload = json.encode({"account": account_uri, "oldKey": old_key})
+        return dict(JWS.sign(payload, new._jwk, new._algorithm, None, url).to_partial_json())
 
     def bind(self, binding: Binding, url: str) -> dict[str, Any]:
         """The `externalAccountBinding` member of a newAccount request to `url`.
@@ -80,9 +91,18 @@ class AccountKey:
 
 
 @lru_cache(maxsize=256)
-def account_key(pem: bytes) -> AccountKey:
-    """The key of that PEM, loaded once: checking an RSA key takes longer than a hundred signatures."""
-    return AccountKey(pem)
+def account_key(text: bytes) -> AccountKey:
+    """The key of that text, loaded once: checking an RSA key takes longer than a hundred signatures."""
+    return AccountKey(text)
+
+
+def _load_jwk(text: bytes) -> Any:
+    """The private key of a JWK. ValueError, or what josepy raises, when it is none."""
+    jwk = JWK.json_loads(text.decode())
+    if not hasattr(jwk.key, "private_bytes"):
+        raise ValueError("it is no private key")
+    pem = jwk.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return load_pem_private_key(pem, password=None)
 
 
 def is_nonce(value: str) -> bool:

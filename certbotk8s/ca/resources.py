@@ -12,9 +12,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from josepy.b64 import b64decode
 
 from certbotk8s.ca.transport import URL_LIMIT
-from certbotk8s.domain.acme import Authorization, Challenge, Directory, Identifier, Order
+from certbotk8s.domain.acme import Account, Authorization, Challenge, Directory, Identifier, Order
 from certbotk8s.domain.errors import Problem
 
 if TYPE_CHECKING:
@@ -52,6 +53,17 @@ def parse_directory(raw: dict[str, Any]) -> Directory:
         terms_of_service=_url(meta.get("termsOfService")),
         external_account_required=meta.get("externalAccountRequired") is True,
         profiles={_text(name, _WORD): _text(description, _TEXT) for name, description in profiles},
+    )
+
+
+def parse_account(raw: dict[str, Any], uri: str) -> Account:
+    """RFC 8555 section 7.1.2. A CA that hides contacts sends none, or an empty list: both are unknown here."""
+    contacts = [text for one in _list(raw.get("contact"), _ITEMS) if (text := _text(one, _TEXT)).startswith("mailto:")]
+    protected = _mapping(raw.get("externalAccountBinding")).get("protected")
+    return Account(
+        uri=uri,
+        contact=contacts[0].removeprefix("mailto:") if contacts else None,
+        key_id=_text(_mapping(parse_json(_base64url(protected))).get("kid"), _TEXT),
     )
 
 
@@ -132,6 +144,14 @@ def _identifier(raw: Any) -> Identifier:
     pair = _mapping(raw)
     kind, value = _text(pair.get("type"), _WORD), _text(pair.get("value"), _TEXT)
     return Identifier(kind, value.lower() if kind == "dns" else value)
+
+
+def _base64url(value: Any) -> bytes:
+    """What base64url text stands for; empty for anything else."""
+    try:
+        return b64decode(value) if isinstance(value, str) else b""
+    except ValueError:
+        return b""
 
 
 def _text(value: Any, limit: int) -> str:

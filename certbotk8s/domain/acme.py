@@ -35,6 +35,16 @@ class Directory(msgspec.Struct, frozen=True):
     profiles: dict[str, str] = {}
 
 
+class Account(msgspec.Struct, frozen=True):
+    """Section 7.1.2. `contact` is its first e-mail address, None where the CA does not tell; `key_id` that of the
+    external account binding that the CA repeats, "" for none.
+    """
+
+    uri: str
+    contact: str | None = None
+    key_id: str = ""
+
+
 class Order(msgspec.Struct, frozen=True):
     """Section 7.1.3. `retry_after` is the answer's header; `url` is "" when the answer named no Location."""
 

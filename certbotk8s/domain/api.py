@@ -31,6 +31,7 @@ ANNOTATION_ADOPT = f"{GROUP}/adopt"
 ANNOTATION_CERTIFICATE = f"{GROUP}/certificate"
 ANNOTATION_CERTIFICATE_UID = f"{GROUP}/certificate-uid"
 ANNOTATION_ACCOUNT_URI = f"{GROUP}/account-uri"
+ANNOTATION_ROLLOVER = f"{GROUP}/rollover"
 ANNOTATION_RESPONDER_ADDRESS = f"{GROUP}/responder-address"
 LABEL_ROLE = f"{GROUP}/role"
 ROLE_TLS = "tls"
@@ -164,7 +165,10 @@ class Issuance(Struct, frozen=True):
 
 
 class RecentOrder(Struct, frozen=True):
-    """One order of the past: what budgets and the shortest interval between two issuances are reckoned from."""
+    """One order of the past: what budgets and the shortest interval between two issuances are reckoned from.
+
+    `issuer` is the UID and the generation of the issuer at its end, as `domain.plan.issuer_version` gives them.
+    """
 
     time: datetime
     set_hash: str
@@ -172,6 +176,7 @@ class RecentOrder(Struct, frozen=True):
     outcome: str
     renew_now: str = ""
     account_uri: str = msgspec.field(default="", name="accountURI")
+    issuer: str = ""
 
 
 class LastProblem(Struct, frozen=True):
@@ -228,6 +233,14 @@ class ExternalAccountBinding(Struct, frozen=True):
     key_algorithm: str = "HS256"
 
 
+class BindingSpec(Struct, frozen=True):
+    """One of several bindings, each with an account of its own; `shapes` are `domain.bindings.Shape`s, none: all."""
+
+    name: str
+    external_account_binding: ExternalAccountBinding
+    shapes: tuple[str, ...] = ()
+
+
 class IngressSolverSpec(Struct, frozen=True):
     """HTTP-01 through a temporary Ingress."""
 
@@ -254,6 +267,10 @@ class AcmeSpec(Struct, frozen=True):
     email: str = ""
     external_account_binding: ExternalAccountBinding | None = None
     ca_bundle: str = ""
+    disable_account_key_generation: bool = False
+    account_key_algorithm: str = "ECDSA"
+    bindings: tuple[BindingSpec, ...] = ()
+    common_name: str = "Auto"
     profile: str = ""
     solvers: tuple[SolverSpec, ...] = ()
 
@@ -264,8 +281,45 @@ class IssuerSpec(Struct, frozen=True):
     acme: AcmeSpec
 
 
+class LabelSelectorRequirement(Struct, frozen=True):
+    """metav1.LabelSelectorRequirement: `operator` In, NotIn, Exists or DoesNotExist."""
+
+    key: str
+    operator: str
+    values: tuple[str, ...] = ()
+
+
+class LabelSelector(Struct, frozen=True):
+    """metav1.LabelSelector."""
+
+    match_labels: dict[str, str] = {}
+    match_expressions: tuple[LabelSelectorRequirement, ...] = ()
+
+
+class PolicyRule(Struct, frozen=True):
+    """Names for namespaces, which are listed (`*`: all) or selected by their labels."""
+
+    dns_names: tuple[str, ...]
+    namespaces: tuple[str, ...] = ()
+    namespace_selector: LabelSelector | None = None
+
+
+class Policy(Struct, frozen=True):
+    """Which namespaces may have which names; what no rule allows is refused."""
+
+    rules: tuple[PolicyRule, ...]
+
+
+class ClusterIssuerSpec(IssuerSpec, frozen=True):
+    """An Issuer's, and who may have what."""
+
+    policy: Policy | None = None
+
+
 class AccountStatus(Struct, frozen=True):
-    """An account at the CA: `key_thumbprint` is RFC 7638, `bound_key_id` the EAB key id it was registered with."""
+    """An account at the CA: `key_thumbprint` is RFC 7638, `bound_key_id` the EAB key id that it is known to have,
+    `contact` the address that the CA was told.
+    """
 
     name: str
     uri: str
@@ -280,14 +334,21 @@ class IssuerStatus(Struct, frozen=True):
     conditions: tuple[Condition, ...] = ()
     observed_generation: int = 0
     accounts: tuple[AccountStatus, ...] = ()
+    rollover: str = ""
     last_problem: LastProblem | None = None
 
 
 class Issuer(Resource, frozen=True):
-    """certbotk8s.io/v1 Issuer, and ClusterIssuer, which is the same without a namespace."""
+    """certbotk8s.io/v1 Issuer."""
 
     spec: IssuerSpec
     status: IssuerStatus = IssuerStatus()
+
+
+class ClusterIssuer(Issuer, frozen=True):
+    """certbotk8s.io/v1 ClusterIssuer: an Issuer for every namespace, with a policy."""
+
+    spec: ClusterIssuerSpec
 
 
 # --- Kubernetes' own --------------------------------------------------------------------------------------------------
@@ -324,12 +385,15 @@ class IngressClass(Resource, frozen=True):
     """networking.k8s.io/v1 IngressClass: only whether it is the default matters."""
 
 
+class Namespace(Resource, frozen=True):
+    """v1 Namespace: its labels alone matter."""
+
+
 class Secret(Resource, frozen=True):
     """A whole Secret, from a live read only: no cache holds one. `data` is base64 as on the wire."""
 
     type: str = "Opaque"
     data: dict[str, str] = {}
-    immutable: bool = False
     immutable: bool = False
 
     def __repr__(self) -> str:
@@ -417,10 +481,11 @@ class Kind(Generic[T]):
 
 CERTIFICATE = Kind(GROUP, VERSION, "certificates", "Certificate", Certificate)
 ISSUER = Kind(GROUP, VERSION, "issuers", "Issuer", Issuer)
-CLUSTER_ISSUER = Kind(GROUP, VERSION, "clusterissuers", "ClusterIssuer", Issuer, namespaced=False)
+CLUSTER_ISSUER: Kind[Issuer] = Kind(GROUP, VERSION, "clusterissuers", "ClusterIssuer", ClusterIssuer, namespaced=False)
 INGRESS = Kind("networking.k8s.io", "v1", "ingresses", "Ingress", Ingress)
 INGRESS_CLASS = Kind("networking.k8s.io", "v1", "ingressclasses", "IngressClass", IngressClass, namespaced=False)
 SECRET = Kind("", "v1", "secrets", "Secret", Secret)
+NAMESPACE = Kind("", "v1", "namespaces", "Namespace", Namespace, namespaced=False)
 ISSUER_KINDS: dict[str, Kind[Issuer]] = {"Issuer": ISSUER, "ClusterIssuer": CLUSTER_ISSUER}
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from certbotk8s.domain import api
 from certbotk8s.domain.names import listing, names_hash
-from certbotk8s.domain.plan import Finding, Observed, issuer_name, renew_wish, unfit, when
+from certbotk8s.domain.plan import Finding, Observed, issuer_name, issuer_version, renew_wish, unfit, when
 from certbotk8s.domain.problems import Side, side
 from certbotk8s.domain.reasons import Reason
 from certbotk8s.domain.renewal import pause_after_failure, renewal_time
@@ -67,7 +67,10 @@ def failure(seen: Observed, issuance: api.Issuance | None, error: PermanentError
 
 
 def recent(seen: Observed, issuance: api.Issuance | None, outcome: Reason) -> tuple[api.RecentOrder, ...]:
-    """The recent orders of the status with this one at the end; the oldest go."""
+    """The recent orders of the status with this one at the end; the oldest go, but never the last success.
+
+    Who holds a name is reckoned from that (domain.policy), however often its renewal failed since.
+    """
     meta = seen.certificate.metadata
     order = api.RecentOrder(
         time=seen.now,
@@ -76,5 +79,9 @@ def recent(seen: Observed, issuance: api.Issuance | None, outcome: Reason) -> tu
         outcome=outcome,
         renew_now=issuance.renew_now if issuance else renew_wish(seen.certificate),
         account_uri=issuance.account_uri if issuance else "",
+        issuer=issuer_version(seen.issuer),
     )
-    return (*seen.certificate.status.recent_orders, order)[-RECENT_ORDERS:]
+    orders = (*seen.certificate.status.recent_orders, order)
+    last = next((each for each in reversed(orders) if each.outcome == Reason.ISSUED), order)
+    kept = orders[-RECENT_ORDERS:]
+    return kept if last in kept else (last, *kept[1:])

@@ -36,6 +36,7 @@ class Outcome(StrEnum):
     ORDER_VALID = "order valid"
     ORDER_INVALID = "order invalid"
     ORDER_GONE = "order gone"
+    ORDER_TAKEN = "order finalized by another"
     PRESENTED = "challenges presented"
     SUBMITTED = "challenges submitted"
     FINALIZED = "finalize sent"
@@ -85,8 +86,10 @@ MOVES: dict[State, dict[Outcome, State]] = {
         Outcome.ORDER_PROCESSING: State.FINALIZING,
         Outcome.ORDER_VALID: State.FINALIZING,
         Outcome.STORED: State.ISSUED,
-        # The certificate that came is not what the spec asks for by now: discarded, no failure.
+        # The certificate that came is not what the spec asks for by now, or for a key that is not ours (two
+        # Certificates had one order): discarded, no failure.
         Outcome.REQUEST_CHANGED: State.NONE,
+        Outcome.ORDER_TAKEN: State.NONE,
     },
     State.ISSUED: {Outcome.CLEANED_UP: State.NONE},
     State.FAILED: {Outcome.CLEANED_UP: State.NONE},

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 from msgspec import json, structs
 
 from certbotk8s.domain import api
+from certbotk8s.domain.bindings import account_for, missing
 from certbotk8s.domain.names import common_name, listing, names_hash
+from certbotk8s.domain.policy import Standing, allowed, claim, is_allowed, policy_of
 from certbotk8s.domain.reasons import Reason
-from certbotk8s.domain.renewal import renewal_time, shortest_interval
+from certbotk8s.domain.renewal import LONGEST_PAUSE, renewal_time, shortest_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from certbotk8s.domain.api import Certificate, Issuer, SecretFacts
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 # An issuer that was not looked at yet is ready in a moment.
 ISSUER_LOOK = timedelta(seconds=10)
+# An order of somebody else for the same name ends much sooner as a rule, and then wakes those that wait.
+CLAIM_LOOK = timedelta(minutes=1)
 # Characters of status.renewNow.
 RENEW_NOW_MAX = 256
 
@@ -39,7 +43,8 @@ class Observed:
 
     `names` are the wanted names, normalised; none, and `invalid` says why, when the spec cannot be understood. `secret`
     is the Secret of that name if it is one of ours. `rivals` are the other live Certificates of the namespace with the
-    same secretName.
+    same secretName. `labels` are those of its namespace, None when they are not known; `contenders` the Certificates of
+    other namespaces that have to do with the same ClusterIssuer and with one of the names.
     """
 
     certificate: Certificate
@@ -49,15 +54,21 @@ class Observed:
     secret: SecretFacts | None
     rivals: tuple[Certificate, ...]
     now: datetime
+    labels: Mapping[str, str] | None = None
+    contenders: tuple[Certificate, ...] = ()
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found: the reason for machines, the sentence for people, and until when it holds by itself."""
+    """What a check found: the reason for machines, the sentence for people, and until when it holds by itself.
+
+    `aside` is for the log alone: what only administrators may know.
+    """
 
     reason: Reason
     message: str
     until: datetime | None = None
+    aside: str = ""
 
 
 def when(time: datetime) -> str:
@@ -81,11 +92,15 @@ def key_size(key: api.PrivateKeySpec) -> int:
     return key.size or {"RSA": 2048, "ECDSA": 256}[key.algorithm]
 
 
-def request_hash(seen: Observed, *, issuer_uid: str, account_uri: str) -> str:
-    """What an order under way was placed for. When this changes before finalize, the order is given up."""
+def request_hash(seen: Observed, *, issuer_uid: str, account_uri: str, account_key: str = "") -> str:
+    """What an order under way was placed for. When this changes before finalize, the order is given up.
+
+    `account_key` is the thumbprint of the account's key: answers to challenges are made of it.
+    """
     spec = seen.certificate.spec
-    cn = "" if seen.invalid else common_name(spec)
-    asked = (names_hash(seen.names), cn, structs.astuple(spec.private_key), profile(seen), issuer_uid, account_uri)
+    cn = "" if seen.invalid else common_name(spec, seen.issuer.spec.acme if seen.issuer else None)
+    key = structs.replace(spec.private_key, size=key_size(spec.private_key))
+    asked = (names_hash(seen.names), cn, structs.astuple(key), profile(seen), issuer_uid, account_uri, account_key)
     return hashlib.sha256(json.encode(asked)).hexdigest()
 
 
@@ -101,6 +116,11 @@ def order_set(seen: Observed, account_uri: str) -> str:
 def renew_wish(certificate: Certificate) -> str:
     """The value of the annotation that asks for a renewal, as far as status can keep it; "" for none."""
     return certificate.metadata.annotations.get(api.ANNOTATION_RENEW_NOW, "")[:RENEW_NOW_MAX]
+
+
+def rollover_wish(issuer: Issuer) -> str:
+    """The value of the annotation that asks for a new account key, as far as status can keep it; "" for none."""
+    return issuer.metadata.annotations.get(api.ANNOTATION_ROLLOVER, "")[:RENEW_NOW_MAX]
 
 
 # --- who owns a Secret ------------------------------------------------------------------------------------------------
@@ -260,6 +280,17 @@ def issuer_ready(issuer: Issuer) -> api.Condition | None:
     return condition if condition and condition.observed_generation == issuer.metadata.generation else None
 
 
+def immutable(seen: Observed) -> Finding | None:
+    """Why the Secret can take no new certificate: `immutable` is never fought."""
+    if seen.secret is None or not seen.secret.immutable:
+        return None
+    return Finding(
+        Reason.SECRET_IMMUTABLE,
+        f"Secret {seen.secret.key} is immutable, so that no new certificate can be written to it. Nothing is ordered "
+        "until it is deleted, or another secretName is chosen",
+    )
+
+
 def _issuer(seen: Observed) -> Finding | None:
     name = issuer_name(seen.certificate)
     if seen.issuer is None:
@@ -272,20 +303,112 @@ def _issuer(seen: Observed) -> Finding | None:
     return None
 
 
+def _not_allowed(seen: Observed) -> Finding | None:
+    """The policy comes before any order: names that the CA has validated for the account need no proof."""
+    policy = policy_of(seen.issuer)
+    if policy is None:
+        return None
+    namespace = seen.certificate.metadata.namespace
+    patterns = allowed(policy, namespace, seen.labels)
+    refused = [name for name in seen.names if not is_allowed(patterns, name)]
+    if not refused:
+        return None
+    return Finding(
+        Reason.NOT_ALLOWED,
+        f"{issuer_name(seen.certificate)} does not allow {listing(refused)} to namespace {namespace}. Nothing is "
+        "ordered: ask for other names, or have an administrator add a rule to its spec.policy. Allowed to this "
+        f"namespace: {listing(patterns, most=10) or 'nothing'}",
+    )
+
+
+def _name_claimed(seen: Observed) -> Finding | None:
+    """Whose the name is stays untold: tenants of a cluster need not know each other."""
+    found = claim(seen.certificate, seen.names, seen.contenders, policy_of(seen.issuer), seen.now)
+    if found is None:
+        return None
+    issuer, mine, other = issuer_name(seen.certificate), seen.certificate.key, found.holder.key
+    if found.asked == found.held:
+        what = f"{found.asked} is"
+    elif found.asked.startswith("*."):
+        what = f"{found.asked} covers a name that is"
+    else:
+        what = f"{found.asked} is covered by a wildcard name that is"
+    if found.standing is Standing.HOLDS:
+        return Finding(
+            Reason.NAME_CLAIMED,
+            f"{what} held by another namespace through {issuer}. Nothing is ordered: this goes on by itself when it is "
+            "given up there, or when a rule in spec.policy of the issuer lists both namespaces for it",
+            aside=f"{mine} asks for {found.asked}, but {other} holds {found.held} through {issuer}",
+        )
+    return Finding(
+        Reason.NAME_CLAIMED,
+        f"{what} being ordered by another namespace through {issuer}. This goes on by itself if that comes to nothing",
+        until=seen.now + CLAIM_LOOK,
+        aside=f"{mine} asks for {found.asked}, but {other} is ordering {found.held} through {issuer}",
+    )
+
+
+def account_name(seen: Observed) -> str | None:
+    """The name of the issuer's account that is for certificates of this shape; None when none is."""
+    if seen.issuer is None:
+        return None
+    return account_for(seen.issuer.spec.acme, seen.names, seen.certificate.spec.private_key.algorithm)
+
+
+def _binding(seen: Observed) -> Finding | None:
+    if seen.issuer is None or account_name(seen) is not None:
+        return None
+    lack = missing(seen.issuer.spec.acme, seen.names, seen.certificate.spec.private_key.algorithm)
+    return Finding(
+        Reason.NO_BINDING_FITS,
+        f"No binding of {issuer_name(seen.certificate)} is for {lack}. Nothing is ordered until one is added to "
+        "spec.acme.bindings of the issuer, or this Certificate is changed",
+    )
+
+
+def issuer_version(issuer: Issuer | None) -> str:
+    """Which issuer, as of which spec; "" for none."""
+    return f"{issuer.metadata.uid}/{issuer.metadata.generation}" if issuer else ""
+
+
+def _put_off(seen: Observed) -> datetime | None:
+    """The next attempt's time, if it lies ahead. One further than anybody waits was told by a clock that was wrong."""
+    until = seen.certificate.status.next_attempt_time
+    return until if until and seen.now < until <= seen.now + LONGEST_PAUSE else None
+
+
+def asked_to_wait(seen: Observed) -> Finding | None:
+    """Until when the CA asked to be left alone (Retry-After), as status kept it over a restart; None for not at all.
+
+    A changed spec is another request, for which nobody has asked that.
+    """
+    certificate = seen.certificate
+    condition = api.find_condition(certificate.status.conditions, "Issuing")
+    if condition is None or condition.reason not in {Reason.RATE_LIMITED, Reason.CA_UNAVAILABLE}:
+        return None
+    until = _put_off(seen)
+    if condition.observed_generation != certificate.metadata.generation or until is None:
+        return None
+    return Finding(Reason(condition.reason), condition.message, until)
+
+
 def _backing_off(seen: Observed) -> Finding | None:
     status, generation = seen.certificate.status, seen.certificate.metadata.generation
-    if status.next_attempt_time is None or status.next_attempt_time <= seen.now:
+    until = _put_off(seen)
+    if until is None:
         return None
-    # A changed spec or a new wish to renew is a new request: the old failure says nothing about it.
+    # A changed spec or issuer, or a new wish to renew, is a new request: the old failure says nothing about it.
     last = status.recent_orders[-1] if status.recent_orders else None
     if last is None or last.generation != generation or last.renew_now != renew_wish(seen.certificate):
         return None
+    if last.issuer and last.issuer != issuer_version(seen.issuer):
+        return None
     condition = api.find_condition(status.conditions, "Issuing")
     if condition and condition.reason == last.outcome and condition.reason in set(Reason):
-        return Finding(Reason(condition.reason), condition.message, status.next_attempt_time)
+        return Finding(Reason(condition.reason), condition.message, until)
     # Something else was said meanwhile.
-    text = f"The last attempt failed ({last.outcome}). Next attempt {when(status.next_attempt_time)}"
-    return Finding(Reason.BACKING_OFF, text, status.next_attempt_time)
+    text = f"The last attempt failed ({last.outcome}). Next attempt {when(until)}"
+    return Finding(Reason.BACKING_OFF, text, until)
 
 
 def _too_soon(seen: Observed) -> Finding | None:
@@ -314,9 +437,18 @@ BLOCKS = (
     _invalid,  # there is something to ask for
     _secret_conflict,  # the Secret is ours to write
 )
+# For these an order under way is given up as well, as long as it is not finalized.
+REFUSALS = (
+    _not_allowed,  # the issuer's policy allows the names to the namespace
+    _name_claimed,  # and no other namespace has them already
+    _binding,  # and the issuer has an account for such certificates
+)
 HOLDS = (
     *BLOCKS,
+    immutable,  # and can be written
     _issuer,  # there is somebody to ask
+    *REFUSALS,  # for these names
+    asked_to_wait,  # who may be asked now
     _backing_off,  # the last failure is far enough away
     _too_soon,  # and so is the last success
 )
@@ -330,6 +462,11 @@ def blocked(seen: Observed) -> Finding | None:
 def hold(seen: Observed) -> Finding | None:
     """Why nothing may be ordered now, or None."""
     return next((finding for check in HOLDS if (finding := check(seen))), None)
+
+
+def refused(seen: Observed) -> Finding | None:
+    """Why such a certificate may not be had, whatever is under way, or None."""
+    return next((finding for check in REFUSALS if (finding := check(seen))), None)
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------

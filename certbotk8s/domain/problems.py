@@ -7,6 +7,7 @@ RFC 9773 (ARI), RFC 9799 (onion names), the profiles extension (draft-ietf-acme-
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -61,6 +62,7 @@ _BINDING_ADVICE = (
     "Check externalAccountBinding.keyID and the Secret that its keySecretRef names. Where both are right, the CA has "
     "closed the binding or it is used up: get a new one from the CA."
 )
+_NEW_BINDING = "get a new key id and HMAC key from the CA for externalAccountBinding."
 _OURS = "This is a fault of certbotk8s or of the CA: please report it with the CA's words."
 _ACCOUNT_CLOSED = Rule(
     Side.ACCOUNT,
@@ -80,16 +82,19 @@ RULES: dict[tuple[Kind, Place | None], Rule] = {
     ("badCSR", None): Rule(
         Side.NAME,
         Reason.CSR_REFUSED,
-        "Check the names, spec.privateKey and spec.commonName of the Certificate against what this CA issues.",
+        "Check the names, spec.privateKey and spec.commonName of the Certificate, and spec.acme.commonName of the "
+        "issuer, against what this CA issues.",
     ),
     ("badNonce", None): _DOWN,
     ("badPublicKey", None): Rule(
-        Side.ACCOUNT, Reason.ACCOUNT_KEY_INVALID, "Give the issuer another account key. The CA accepts: {algorithms}."
+        Side.ACCOUNT,
+        Reason.ACCOUNT_KEY_UNSUPPORTED,
+        "Give the issuer an account key of another kind. The CA accepts: {algorithms}.",
     ),
     ("badRevocationReason", None): Rule(Side.US, Reason.CA_REFUSED, "Choose another revocation reason."),
     ("badSignatureAlgorithm", None): Rule(
         Side.ACCOUNT,
-        Reason.ACCOUNT_KEY_INVALID,
+        Reason.ACCOUNT_KEY_UNSUPPORTED,
         "Give the issuer an account key of another kind. The CA accepts: {algorithms}.",
     ),
     ("caa", None): Rule(
@@ -145,7 +150,9 @@ RULES: dict[tuple[Kind, Place | None], Rule] = {
         Side.NAME, Reason.REJECTED_IDENTIFIER, "This CA issues for no names of that kind: use another issuer."
     ),
     ("userActionRequired", None): Rule(
-        Side.ACCOUNT, Reason.TERMS_CHANGED, "Somebody must do what the CA asks for, at {instance}."
+        Side.ACCOUNT,
+        Reason.TERMS_CHANGED,
+        "Somebody has to agree to the CA's terms, or do what it asks for, at {instance}.",
     ),
     # --- RFC 8739 section 6.4 (STAR)
     ("autoRenewalCanceled", None): Rule(Side.US, Reason.CA_REFUSED, _OURS),
@@ -196,6 +203,52 @@ RULES: dict[tuple[Kind, Place | None], Rule] = {
     (_ANY, None): _DOWN,
 }
 
+# CAs refuse bindings with few types and free words: (type, or "" for any; words in its detail) to what is meant. The
+# first row that fits counts; words that no row knows are EABRefused. Seen at: Sectigo and ZeroSSL (awaiting, Key
+# Identifier), step-ca (already bound, unknown key), Google (expiring, JWS verification), Pebble (not known, JWS
+# verification), Vault and acme2certifier.
+BINDING_REFUSALS: tuple[tuple[str, re.Pattern[str], Rule], ...] = tuple(
+    (kind, re.compile(words, re.IGNORECASE), Rule(Side.ACCOUNT, reason, advice))
+    for kind, words, reason, advice in (
+        (
+            "malformed",
+            "not awaiting external account binding|account (is|was|has been) already bound",
+            Reason.EAB_ALREADY_BOUND,
+            "The CA has bound this key id, or this account key, before. Restore the Secret with the key of that "
+            f"account. Where it is lost: {_NEW_BINDING}",
+        ),
+        (
+            "",
+            "already (been )?(used|bound|consumed|redeemed)|(was|is|been) (used|consumed|redeemed)|single[- ]use",
+            Reason.EAB_USED,
+            "This CA takes a binding once, and an account was registered with it. Restore the Secret with the key of "
+            f"that account. Where it is lost: {_NEW_BINDING}",
+        ),
+        ("", "expir", Reason.EAB_EXPIRED, f"The binding is too old, or no longer known: {_NEW_BINDING}"),
+        (
+            "",
+            "not (supported|enabled|required|allowed|needed)|does not (support|use|require|need)",
+            Reason.EAB_NOT_NEEDED,
+            "This CA takes no external account binding: remove externalAccountBinding from the issuer.",
+        ),
+        (
+            "",
+            "unknown|not (known|recogni[sz]ed|found)|no such|invalid key ?id",
+            Reason.EAB_KEY_ID_UNKNOWN,
+            f"Correct externalAccountBinding.keyID. If it is right, the CA has closed the binding: {_NEW_BINDING}",
+        ),
+        (
+            "",
+            r"verif(y|ication)|signature|\bh?mac\b|cryptographic primitive",
+            Reason.EAB_MAC_WRONG,
+            "The HMAC key is not that of this key id: copy it again from the CA into the Secret that "
+            "externalAccountBinding.keySecretRef names, or correct keyID or keyAlgorithm.",
+        ),
+    )
+)
+# What an order is refused with when the trouble is the account: the CA is asked about that before the next order.
+_DOUBTS = frozenset({"accountDoesNotExist", "externalAccountRequired", "unauthorized", "userActionRequired"})
+
 
 def judge(
     problem: Problem, *, retry_after: timedelta | None, doing: str, place: Place = Place.RESOURCE
@@ -230,7 +283,17 @@ def reason(problem: Problem) -> Reason:
     return _rule(problem, Place.RESOURCE).reason
 
 
+def doubts_account(problem: Problem) -> bool:
+    """Whether the answer to an order puts the account itself in doubt."""
+    return bool(problem.status) and problem.type in _DOUBTS
+
+
 def _rule(problem: Problem, place: Place) -> Rule:
+    if place is Place.BINDING and 400 <= problem.status < 500 and problem.status != 429:
+        said = problem.words()
+        for kind, words, rule in BINDING_REFUSALS:
+            if kind in {"", problem.type} and words.search(said):
+                return rule
     return next(RULES[key] for key in _keys(problem, place if problem.status else Place.INSIDE) if key in RULES)
 
 

@@ -55,6 +55,8 @@ def shortest_interval(life: timedelta) -> timedelta:
 NAME_LADDER = (timedelta(minutes=1), timedelta(minutes=10), timedelta(minutes=100), timedelta(days=1))
 # A CA that is away or overloaded comes back by itself; one request in ten minutes harms nobody.
 CA_LADDER = (timedelta(minutes=1), timedelta(minutes=2), timedelta(minutes=5), timedelta(minutes=10))
+# Longer is nothing put off: not by the ladders, nor by a CA's Retry-After, which is read as a day at most.
+LONGEST_PAUSE = timedelta(days=1)
 # Before the first minute two quick tries: most network faults last seconds.
 STEP_LADDER = (timedelta(seconds=2), timedelta(seconds=10), *CA_LADDER)
 

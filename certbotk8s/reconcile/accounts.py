@@ -9,58 +9,107 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from certbotk8s.domain.bindings import DEFAULT
+
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from certbotk8s.domain.api import AccountStatus
+    from certbotk8s.domain.errors import PermanentError
     from certbotk8s.ports import Key, Session
 
 
 @dataclass(frozen=True)
-class Account:
-    """An open account of an Issuer: `issuer_uid` and `generation` tell which Issuer, as of which spec."""
+class Inputs:
+    """All that an account was opened with: which Issuer, as of which spec and which wish, and versions of Secrets."""
 
-    session: Session
     issuer_uid: str
     generation: int
+    rollover: str
+    key_version: str
+    binding_version: str
+
+
+@dataclass(frozen=True)
+class Account:
+    """An open account of an Issuer. `note` is what a reader should know besides, `unsettled` whether something is left
+    to do about it, `rollover` the wish for a new key that was answered last.
+    """
+
+    session: Session
+    inputs: Inputs
+    status: AccountStatus
+    note: str = ""
+    unsettled: bool = False
+    rollover: str = ""
+
+    @property
+    def issuer_uid(self) -> str:
+        """Which Issuer's it is."""
+        return self.inputs.issuer_uid
 
 
 class Accounts:
-    """Open accounts by their Issuer, and their sessions by Issuer and account URI; shared by all workers.
+    """Open accounts by their Issuer and name, and sessions by Issuer and account URI; shared by all workers.
 
     A URI alone proves nothing: any server can claim that of another's account, and would get that one's orders.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._by_issuer: dict[Key, Account] = {}
+        self._by_issuer: dict[Key, dict[str, Account]] = {}
         self._sessions: dict[tuple[Key, str], Session] = {}
-        self._doubted: set[tuple[Key, str]] = set()
+        self._doubts: dict[tuple[Key, str], PermanentError] = {}
 
     def put(self, issuer: Key, account: Account) -> None:
-        """An Issuer's account is open."""
+        """An account is open, and no longer in doubt."""
         with self._lock:
-            self._by_issuer[issuer] = account
+            self._by_issuer.setdefault(issuer, {})[account.status.name] = account
             self._sessions[issuer, account.session.account_uri] = account.session
-            self._doubted = {doubt for doubt in self._doubted if doubt[0] != issuer}
+            self._doubts.pop((issuer, account.session.account_uri), None)
 
-    def close(self, issuer: Key) -> None:
+    def keep(self, issuer: Key, session: Session) -> None:
+        """A former account: it takes no new orders, and finishes those under way."""
+        with self._lock:
+            self._sessions.setdefault((issuer, session.account_uri), session)
+
+    def close(self, issuer: Key, name: str) -> None:
         """New orders no longer use this account; those under way still find its session by URI."""
         with self._lock:
-            self._by_issuer.pop(issuer, None)
+            self._by_issuer.get(issuer, {}).pop(name, None)
 
-    def doubt(self, issuer: Key, account_uri: str) -> None:
-        """The CA says that it does not know this account: it is closed, and the CA is asked before it is used again."""
+    def close_all(self, issuer: Key, *, but: Collection[str] = ()) -> None:
+        """The same for all accounts of an Issuer but those of these names."""
         with self._lock:
-            account = self._by_issuer.get(issuer)
-            if account and account.session.account_uri == account_uri:
-                del self._by_issuer[issuer]
-                self._doubted.add((issuer, account_uri))
+            open_ones = self._by_issuer.pop(issuer, {})
+            if kept := {name: account for name, account in open_ones.items() if name in but}:
+                self._by_issuer[issuer] = kept
 
-    def is_doubted(self, issuer: Key, account_uri: str) -> bool:
-        """Whether the CA has to be asked whether it still knows that account."""
-        return (issuer, account_uri) in self._doubted
+    def doubt(self, issuer: Key, account_uri: str, why: PermanentError) -> None:
+        """The CA refused an order for its account: that is closed, and looked at before it is used again."""
+        with self._lock:
+            open_ones = self._by_issuer.get(issuer, {})
+            for name, account in list(open_ones.items()):
+                if account.session.account_uri == account_uri:
+                    del open_ones[name]
+                    self._doubts[issuer, account_uri] = why
 
-    def of(self, issuer: Key) -> Account | None:
-        """The open account of an Issuer."""
-        return self._by_issuer.get(issuer)
+    def doubt_about(self, issuer: Key, account_uri: str) -> PermanentError | None:
+        """Why the CA has to be asked about that account, or None."""
+        return self._doubts.get((issuer, account_uri))
+
+    def settle(self, issuer: Key, account_uri: str) -> None:
+        """The doubt was told: the next try is one without it."""
+        with self._lock:
+            self._doubts.pop((issuer, account_uri), None)
+
+    def of(self, issuer: Key, name: str = DEFAULT) -> Account | None:
+        """The open account of an Issuer, of that name."""
+        return self._by_issuer.get(issuer, {}).get(name)
+
+    def has_open(self, issuer: Key) -> bool:
+        """Whether any account of an Issuer is open."""
+        return bool(self._by_issuer.get(issuer))
 
     def session(self, issuer: Key, account_uri: str) -> Session | None:
         """The session of an account that an Issuer has or had, for an order placed with it."""

@@ -29,22 +29,25 @@ from certbotk8s.domain.plan import (
     Finding,
     Observed,
     Ownership,
+    asked_to_wait,
     blocked,
     hold,
+    immutable,
     issuer_name,
     misfit,
     need,
     order_set,
     ownership,
     profile,
+    refused,
     renew_wish,
     when,
 )
-from certbotk8s.domain.problems import reason
+from certbotk8s.domain.problems import doubts_account, reason
 from certbotk8s.domain.reasons import Reason
 from certbotk8s.domain.renewal import LOOKS, SELF_CHECK_LIMIT, SELF_CHECKS, STEP_LADDER, renewal_time, rung
 from certbotk8s.ports import Key, call
-from certbotk8s.reconcile.challenges import Challenges, authorization_failure
+from certbotk8s.reconcile.challenges import OVER, Challenges, authorization_failure
 from certbotk8s.reconcile.claims import Claims
 from certbotk8s.reconcile.indexes import BY_ORDER_SET, certificate_key, issuer_key, store_key
 from certbotk8s.reconcile.observer import Observer
@@ -75,6 +78,15 @@ PATIENCE = 30.0
 # Nothing tells when a Secret that is not ours goes away, or when a Certificate gives up the name of a Secret.
 HELD_LOOK = timedelta(minutes=5)
 ACCOUNT_LOOK = timedelta(seconds=30)
+# An order that came to nothing through no fault of the request: as what it is recorded, and what is said of the second
+# one in a row. A CA that loses one order after the other would be asked for ever.
+LOSSES = {
+    Outcome.ORDER_GONE: (Reason.ORDER_GONE, "no longer knows the order {url}, nor did it know the one before."),
+    Outcome.ORDER_TAKEN: (
+        Reason.CERTIFICATE_REJECTED,
+        "issued for another key than ours, by the order {url} as by the one before.",
+    ),
+}
 
 
 class CertificateReconciler:
@@ -134,7 +146,7 @@ class CertificateReconciler:
                     outcome = Outcome.REQUEST_CHANGED
                 else:
                     outcome = yield from self._steps[work.state](self, work)
-                if outcome is Outcome.REQUEST_CHANGED or outcome is Outcome.ORDER_GONE:
+                if outcome is Outcome.REQUEST_CHANGED or outcome in LOSSES:
                     yield from self._leave_order(work, outcome)
             except PermanentError as error:
                 if work.state in {State.ISSUED, State.FAILED}:
@@ -176,14 +188,14 @@ class CertificateReconciler:
         state = advance(work.state, outcome)
         log.debug("%s: %s: %s -> %s", work.certificate.key, outcome, work.state or "none", state or "none")
         # A CA that leaves an order ready after finalize, with or without an error, is asked ever later too.
-        repeated = {work.state, state} == {State.AUTHORIZED, State.FINALIZING}
-        if state is not work.state and not repeated:
-            work.since, work.looks, work.shown = self._clock.monotonic(), 0, None
-        work.state, work.errors, work.due = state, work.errors if repeated else 0, 0.0
+        repeated = state is work.state or {work.state, state} == {State.AUTHORIZED, State.FINALIZING}
+        if not repeated:
+            work.since, work.looks, work.errors, work.shown = self._clock.monotonic(), 0, 0, None
+        work.state, work.due = state, 0.0
         if state is State.NONE:
             self._claims.release(work.key)
             work.issuance, work.stored, work.order, work.failure, work.to_answer = None, None, None, None, ()
-            work.chain, work.installed = b"", None
+            work.chain, work.installed = None, None
 
     def _resume(self, key: Key, certificate: Certificate) -> Work:
         """The work under way for this Certificate: as remembered, else as its status tells."""
@@ -199,6 +211,8 @@ class CertificateReconciler:
             state = State.FINALIZING if stored.state == State.FINALIZING else State.ORDERED
             self._claims.take(key, stored.order_set)
         work = Work(key, certificate, state, stored, stored, since=self._clock.monotonic())
+        if stored and (wait := asked_to_wait(seen := self._observer.observe(certificate))) and wait.until:
+            work.due = work.since + (wait.until - seen.now).total_seconds()
         self._works[key] = work
         return work
 
@@ -209,17 +223,19 @@ class CertificateReconciler:
     def _gone(self, key: Key) -> Steps:
         """The Certificate is deleted: Kubernetes removes the next key, we what was presented. The tls Secret stays."""
         work = self._works.get(key)
-        self._forget(key)
         if work and work.issuance:
+            # Its claim stands until then: another order for the same names would get these authorizations.
+            yield from self._give_up_authorizations(work)
             yield from self._clean_up(work)
+        self._forget(key)
         return None
 
     def _changed(self, work: Work) -> bool:
-        """Whether the spec asks for something else than the order under way was placed for."""
+        """Whether something else is asked for than the order under way was placed for, or that is no longer allowed."""
         if work.issuance is None or work.state in {State.FINALIZING, State.ISSUED, State.FAILED}:
             return False
         seen = self._observer.observe(work.certificate)
-        if seen.issuer is None:
+        if seen.issuer is None or refused(seen):
             return True
         account = self._observer.account(seen)
         return account is not None and self._observer.asked(seen, account) != work.issuance.request_hash
@@ -257,7 +273,7 @@ class CertificateReconciler:
             return None
         assert work.issuance
         ordered_from = self._ordered_from(work)
-        if self._accounts.session(ordered_from, work.issuance.account_uri) or self._accounts.of(ordered_from):
+        if self._accounts.session(ordered_from, work.issuance.account_uri) or self._accounts.has_open(ordered_from):
             return None
         if ordered_from != issuer_key(work.certificate) and self._observer.issuer(ordered_from) is None:
             return None
@@ -268,6 +284,8 @@ class CertificateReconciler:
         self, work: Work, issuance: Issuance | None, finding: Finding | None, *, issuing: bool, **more: Any
     ) -> None:
         seen = self._observer.observe(work.certificate)
+        if issuing:
+            more["next_attempt_time"] = finding.until if finding else None
         work.certificate = write_status(self._cluster, seen, issuance, finding, issuing=issuing, **more)
         work.stored = issuance
 
@@ -301,6 +319,8 @@ class CertificateReconciler:
                 finding.message,
                 warning=finding.until is None,
             )
+            if finding.aside:
+                log.warning("%s", finding.aside, extra={"kind": "Certificate", "object": seen.certificate.key})
 
     def _try_later(self, work: Work, error: TemporaryError) -> Wait:
         work.errors += 1
@@ -311,7 +331,9 @@ class CertificateReconciler:
         )
         text = f"{str(error).rstrip('.')}. Next attempt {again}"
         log.info("%s", text, extra={"kind": "Certificate", "object": work.certificate.key, "reason": str(why)})
-        return Wait(max(pause, MOMENT), Finding(why, text))
+        # What the CA asks for holds over a restart too.
+        until = (self._clock.now() + pause).replace(microsecond=0) if error.retry_after else None
+        return Wait(max(pause, MOMENT), Finding(why, text, until))
 
     # --- nothing under way --------------------------------------------------------------------------------------------
 
@@ -336,16 +358,19 @@ class CertificateReconciler:
             return Rest(None)  # ready, but not yet opened since the start: its reconcile enqueues this key
         # Nothing is ordered on a cache's word.
         meta = work.certificate.metadata
-        if self._cluster.get(api.CERTIFICATE, meta.namespace, meta.name) != work.certificate:
+        live = self._cluster.get(api.CERTIFICATE, meta.namespace, meta.name)
+        if live is None or _asked(live) != _asked(work.certificate):
             return Rest(MOMENT)
         found = self._secrets.live(work.certificate) if self._is_ours(seen) else None  # the other case was seen above
         if found and ownership(found, work.certificate, seen.rivals) is not Ownership.OURS:
             return self._take_over(work, seen, found)
-        if found and need(replace(seen, secret=found)) is None:
+        if found and (need(really := replace(seen, secret=found)) is None or immutable(really)):
             return Rest(MOMENT)
         same = order_set(seen, account.session.account_uri)
         if holder := self._holder(work.key, same):
-            text = f"Waiting for {holder.namespace}/{holder.name}, which is ordering the same names"
+            known = holder.namespace == meta.namespace  # tenants need not know each other
+            other = f"{holder.namespace}/{holder.name}" if known else "a Certificate of another namespace"
+            text = f"Waiting for {other}, which is ordering the same names"
             self._say(work, seen, Finding(Reason.SAME_NAMES, text, seen.now + timedelta(minutes=1)))
             return Rest(timedelta(minutes=1))
         asked = self._observer.asked(seen, account)
@@ -391,7 +416,9 @@ class CertificateReconciler:
         assert work.issuance
         session, seen = self._session(work), self._observer.observe(work.certificate)
         identifiers = [Identifier("dns", name) for name in seen.names]
-        order = yield from call(self._pool(work), session.new_order, identifiers, profile(seen))
+        # On threads of its own: hundreds of orders that a slow CA has yet to take hold up none that it has taken.
+        pool = f"{self._pool(work)}/newOrder"
+        order = yield from call(pool, session.new_order, identifiers, profile(seen))
         outcome = order_outcome(order.status)
         issuance = structs.replace(
             work.issuance,
@@ -426,8 +453,11 @@ class CertificateReconciler:
             authorization = yield from call(self._pool(work), session.authorization, url)
             if authorization.status == "valid":
                 continue
-            if authorization.status != "pending":
+            if authorization.status in OVER:
                 raise authorization_failure(authorization)
+            if authorization.status != "pending":
+                said = f'the unknown status "{authorization.status}"' if authorization.status else "no status"
+                raise TemporaryError(f"The authorization {url} has {said}. It is asked for again.")
             challenge, answered = self._challenges.choose(seen, authorization, session)
             chosen.append(challenge)
             to_answer += [] if answered else [challenge.url]
@@ -445,8 +475,15 @@ class CertificateReconciler:
         """Look once whether each challenge is served as seen from here; then tell the CA to validate."""
         assert work.issuance
         session, seen = self._session(work), self._observer.observe(work.certificate)
+        if work.to_answer is None:
+            # Whether the CA heard an answer is unknown, and it takes none twice: it tells for which it still waits.
+            outcome = yield from self._present(work)
+            return Outcome.ORDER_PENDING if outcome is Outcome.PRESENTED else outcome
         waited = self._clock.monotonic() - work.since
         if work.to_answer and waited < SELF_CHECK_LIMIT.total_seconds():
+            if work.looks == 0:  # nothing loads what was presented at once
+                work.looks += 1
+                return Wait(SELF_CHECKS[0], Finding(Reason.ORDER_PENDING, "Waiting for the challenge to be served"))
             missing = yield from self._challenges.missing(seen, work.issuance)
             if missing:
                 if waited > PATIENCE:
@@ -457,7 +494,8 @@ class CertificateReconciler:
                 asks = when(seen.now + SELF_CHECK_LIMIT - timedelta(seconds=waited))
                 text = f"Waiting for the challenge to be served: {missing}. The CA is asked {asks} all the same"
                 return Wait(pause, Finding(Reason.ORDER_PENDING, text))
-        for url in work.to_answer:
+        urls, work.to_answer = work.to_answer, None
+        for url in urls:
             yield from call(self._pool(work), session.answer, url)
         work.to_answer = ()
         return Outcome.SUBMITTED
@@ -502,7 +540,7 @@ class CertificateReconciler:
     def _collect(self, work: Work) -> Step:
         """Finalize was, or may have been, sent: see how far the order is; fetch, check and install the certificate."""
         assert work.issuance
-        if not work.chain:
+        if work.chain is None:
             session = self._session(work)
             order = yield from self._handed_over(work, session)
             if order is None:
@@ -527,9 +565,14 @@ class CertificateReconciler:
             key_hash, _, _, encoding = pem.private_key_facts(pair[0])
         except ValueError as error:
             raise PermanentError(Reason.KEY_LOST, f"The Secret with the key of this order holds {error}.") from error
+        try:
+            facts = pem.certificate_facts(pem.load_chain(work.chain)[0])
+        except ValueError as error:
+            return self._discard(work, seen, f"it cannot be read: {error}")
+        if facts.public_key_hash != key_hash:
+            return Outcome.ORDER_TAKEN
         if why := pem.refusal(work.chain, key_hash, seen.names, seen.now):
             return self._discard(work, seen, why)
-        facts = pem.certificate_facts(pem.load_chain(work.chain)[0])
         candidate = api.SecretFacts(
             metadata=api.ObjectMeta(
                 name=seen.certificate.spec.secret_name, namespace=seen.certificate.metadata.namespace
@@ -615,31 +658,35 @@ class CertificateReconciler:
         return Wait(pause, Finding(Reason.ORDER_PENDING, f"Waiting for {issuer} to {doing}{status}"))
 
     def _leave_order(self, work: Work, why: Outcome) -> Generator[Any, Any, None]:
-        """Give the order up without counting a failure: the spec asks for something else, or the CA has lost it.
+        """Give the order up without counting a failure: the spec asks for something else, or it is lost.
 
-        A CA that loses one order after the other would be asked for ever: the second in a row is a failure.
+        The second loss in a row is a failure.
         """
         assert work.issuance
         changes: dict[str, Any] = {}
-        if why is Outcome.ORDER_GONE:
-            seen, before = self._observer.observe(work.certificate), work.certificate.status.recent_orders
-            if before and before[-1].outcome == Reason.ORDER_GONE:
-                raise PermanentError(
-                    Reason.ORDER_GONE,
-                    f"{issuer_name(work.certificate)} no longer knows the order {work.issuance.order_url}, nor did it "
-                    "know the one before.",
-                )
-            changes["recent_orders"] = recent(seen, work.issuance, Reason.ORDER_GONE)
-        elif work.issuance.order_url and work.state is not State.AUTHORIZED:
-            try:
-                session = self._session(work)
-                if order := (yield from self._handed_over(work, session)):
-                    yield from give_up_authorizations(self._pool(work), session, order)
-            except (TemporaryError, PermanentError) as error:
-                log.info("%s: the order given up keeps its authorizations: %s", work.certificate.key, error)
+        if why in LOSSES:
+            outcome, text = LOSSES[why]
+            before = work.certificate.status.recent_orders
+            if before and before[-1].outcome == outcome:
+                url = work.issuance.order_url
+                raise PermanentError(outcome, f"{issuer_name(work.certificate)} {text.format(url=url)}")
+            changes["recent_orders"] = recent(self._observer.observe(work.certificate), work.issuance, outcome)
+        else:
+            yield from self._give_up_authorizations(work)
         yield from self._clean_up(work)
         if work.stored:
             self._write(work, None, Finding(Reason.ORDER_PENDING, "Ordering anew"), issuing=True, **changes)
+
+    def _give_up_authorizations(self, work: Work) -> Generator[Any, Any, None]:
+        """Deactivate what still waits at the CA for an answer that nobody will give."""
+        if work.issuance is None or not work.issuance.order_url or work.state is State.AUTHORIZED:
+            return
+        try:
+            session = self._session(work)
+            if order := (yield from self._handed_over(work, session)):
+                yield from give_up_authorizations(self._pool(work), session, order)
+        except (TemporaryError, PermanentError) as error:
+            log.info("%s: the order given up keeps its authorizations: %s", work.certificate.key, error)
 
     def _record(self, work: Work, seen: Observed) -> None:
         if work.state is State.ISSUED:
@@ -652,8 +699,9 @@ class CertificateReconciler:
         self._write(work, None, finding, issuing=False, **changes)
         warning = work.state is State.FAILED
         report(self._cluster, "Certificate", work.certificate, finding.reason, finding.message, warning=warning)
-        if finding.reason is Reason.ACCOUNT_UNKNOWN and work.issuance:
-            self._accounts.doubt(self._ordered_from(work), work.issuance.account_uri)
+        problem = work.failure.problem if work.failure else None
+        if problem and doubts_account(problem) and work.failure and work.issuance:
+            self._accounts.doubt(self._ordered_from(work), work.issuance.account_uri, work.failure)
             self._enqueue(self._ordered_from(work))
 
     def _clean_up(self, work: Work) -> Generator[Any, Any, None]:
@@ -674,3 +722,9 @@ class CertificateReconciler:
             status = certificate.status
             if any(due and due <= now for due in (status.renewal_time, status.next_attempt_time)):
                 self._enqueue(certificate_key(certificate))
+
+
+def _asked(certificate: Certificate) -> tuple[object, ...]:
+    """What of a Certificate decides about an order. Somebody may annotate it all the time."""
+    meta = certificate.metadata
+    return meta.uid, meta.generation, meta.deletion_timestamp, renew_wish(certificate), certificate.status

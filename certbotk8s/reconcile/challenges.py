@@ -27,10 +27,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POOL = "solver"
+# How many kinds of challenges a sentence names: no CA offers more.
+_OFFERED = 10
+# RFC 8555 section 7.1.6: an authorization of these statuses will never be valid. One that no RFC knows is waited out,
+# as an order's is.
+OVER = frozenset({"invalid", "deactivated", "expired", "revoked"})
 
 
 def authorization_failure(authorization: Authorization) -> PermanentError:
-    """Why an authorization that is neither pending nor valid ended, in the CA's words."""
+    """Why an authorization that is over ended, in the CA's words."""
     name = authorization.identifier.value
     problem = next((challenge.error for challenge in authorization.challenges if challenge.error), None)
     if problem is None:
@@ -77,9 +82,9 @@ class Challenges:
                 return chosen, challenge.status != "pending"
         raise PermanentError(
             Reason.NOT_PREAUTHORIZED,
-            f"The CA has not validated {name} for this account and offers {listing(sorted(offered)) or 'no challenge'};"
-            f" {issuer_name(seen.certificate)} solves {listing(sorted(solvable)) or 'none'}. "
-            "Have the name validated at the CA, or add a solver to the issuer.",
+            f"The CA has not validated {name} for this account and offers "
+            f"{listing(sorted(offered), most=_OFFERED) or 'no challenge'}; {issuer_name(seen.certificate)} solves "
+            f"{listing(sorted(solvable)) or 'none'}. Have the name validated at the CA, or add a solver to the issuer.",
         )
 
     def present(self, seen: Observed, issuance: Issuance) -> Generator[Any, Any, None]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from certbotk8s.domain import api
+from certbotk8s.domain.policy import places, places_against
 from certbotk8s.ports import Key
 
 if TYPE_CHECKING:
     from certbotk8s.domain.api import Certificate, Ingress, IssuerRef, SecretFacts
+    from certbotk8s.ports import Store
 
 BY_SECRET = "secret"  # noqa: S105 - the name of an index
 BY_ISSUER = "issuer"
+BY_NAME = "name"
+BY_NAMESPACE = "namespace"
 BY_ORDER_SET = "order set"
 BY_TOKEN = "token"  # noqa: S105
 BY_INGRESS = "ingress"
@@ -38,6 +42,10 @@ def store_key(key: Key) -> str:
 def secret_key(certificate: Certificate) -> str:
     """What a store calls the Secret that a Certificate names."""
     return f"{certificate.metadata.namespace}/{certificate.spec.secret_name}"
+
+
+def _by_namespace(certificate: Certificate) -> list[str]:
+    return [certificate.metadata.namespace] if certificate.spec.issuer_ref.kind == "ClusterIssuer" else []
 
 
 def _by_order_set(certificate: Certificate) -> list[str]:
@@ -67,6 +75,10 @@ def _by_tls(ingress: Ingress) -> list[str]:
 CERTIFICATE_INDEXES = {
     BY_SECRET: lambda certificate: [secret_key(certificate)],
     BY_ISSUER: lambda certificate: [store_index(issuer_key(certificate))],
+    # What has to do with a ClusterIssuer, by its names: see domain.policy.
+    BY_NAME: places,
+    # Certificates that a ClusterIssuer signs.
+    BY_NAMESPACE: _by_namespace,
     # An order under way, by what CAs tell orders apart by.
     BY_ORDER_SET: _by_order_set,
     # Pending challenges: what the HTTP-01 responder asks.
@@ -78,6 +90,13 @@ CERTIFICATE_INDEXES = {
 SECRET_INDEXES = {BY_OWNER: _by_owner}
 # Ingresses by the Secrets that they name, which are the names of their Certificates too.
 INGRESS_INDEXES = {BY_TLS: _by_tls}
+
+
+def contenders(store: Store[Certificate], certificate: Certificate) -> list[Certificate]:
+    """The Certificates of other namespaces that have to do with a ClusterIssuer of its, and with one of its names."""
+    found = [other for place in places_against(certificate) for other in store.find(BY_NAME, place)]
+    namespace = certificate.metadata.namespace
+    return list({each.key: each for each in found if each.metadata.namespace != namespace}.values())
 
 
 def store_index(issuer: Key) -> str:

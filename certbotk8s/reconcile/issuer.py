@@ -1,8 +1,7 @@
-"""Brings an Issuer or ClusterIssuer to an open account at its CA.
+"""Brings an Issuer or ClusterIssuer to open accounts at its CA, and says how they are.
 
-The account key and, beside it, the account's URI are in the Secret that `privateKeySecretRef` names: after a restart
-the account is open without a request. The CA is asked for the account of a key first (`onlyReturnExisting`), and only
-when it knows none is one registered: an external account binding may be good for one use.
+How one account is opened is reconcile.opening; this looks when that is due, and writes status. The Secrets that an
+issuer names are watched: what somebody changes there is seen at once.
 """
 
 from __future__ import annotations
@@ -16,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
-from certbotk8s.domain import api, pem
-from certbotk8s.domain.errors import AlreadyExists, Conflict, PermanentError, TemporaryError
+from certbotk8s.domain import api
+from certbotk8s.domain.errors import Conflict, PermanentError, TemporaryError
 from certbotk8s.domain.names import listing
-from certbotk8s.domain.plan import Finding, issuer_ready, set_condition, when
+from certbotk8s.domain.plan import Finding, set_condition, when
+from certbotk8s.domain.policy import check_policy
 from certbotk8s.domain.problems import reason
 from certbotk8s.domain.reasons import Reason
 from certbotk8s.domain.renewal import STEP_LADDER, rung
-from certbotk8s.ports import Binding, Key, Server, call
-from certbotk8s.reconcile.accounts import Account
+from certbotk8s.ports import Key, Server
 from certbotk8s.reconcile.indexes import BY_ISSUER, certificate_key, store_index, store_key
+from certbotk8s.reconcile.opening import Opening, slots
 from certbotk8s.reconcile.status import report
 
 if TYPE_CHECKING:
@@ -34,25 +34,26 @@ if TYPE_CHECKING:
     from certbotk8s.domain.api import Issuer
     from certbotk8s.domain.errors import Problem
     from certbotk8s.ports import Authority, Clock, Cluster, KeyMaker, Steps
-    from certbotk8s.reconcile.accounts import Accounts
+    from certbotk8s.reconcile.accounts import Account, Accounts, Inputs
+    from certbotk8s.reconcile.opening import Slot
 
 log = logging.getLogger(__name__)
 
-# Members of the account key's Secret and of the binding's, where the reference names none.
-ACCOUNT_KEY = "tls.key"
-HMAC_KEY = "secret"
-# Beside the account key: at which server its account is.
-SERVER_KEY = "server"
 # A refusal is for good until somebody changes something; once an hour a change on the CA's side is looked for.
 REFUSED_PAUSE = timedelta(hours=1)
+# How often it is looked whether orders under way still need a former account, or tried again to tell the contact.
+SETTLING_PAUSE = timedelta(minutes=5)
+# What only a change of a Secret mends.
+_IN_SECRETS = frozenset(
+    {Reason.EAB_SECRET_MISSING, Reason.EAB_KEY_INVALID, Reason.ACCOUNT_KEY_MISSING, Reason.ACCOUNT_KEY_INVALID}
+)
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """The last try to open the account, which failed: with what, how it ended, when the next one is due."""
+    """The last try to open an account, which failed: with what, how it ended, when the next one is due."""
 
-    generation: int
-    binding_version: str
+    inputs: Inputs
     finding: Finding
     problem: Problem | None
     errors: int
@@ -83,233 +84,153 @@ class IssuerReconciler:
         self._accounts = accounts
         self._namespace = namespace
         self._enqueue = enqueue
-        self._attempts: dict[Key, Attempt] = {}
-        self._watched: dict[Key, tuple[str, Callable[[], None]]] = {}
+        self._attempts: dict[Key, dict[str, Attempt]] = {}
+        self._watched: dict[Key, dict[str, Callable[[], None]]] = {}
 
     def __call__(self, key: Key) -> Steps:
-        """One reconcile: open the account if it is not open for the present spec."""
+        """One reconcile: open the accounts that are not open for the present spec, keys and bindings."""
         issuer = self._cluster.store(api.ISSUER_KINDS[key.kind]).get(store_key(key))
-        if issuer is None or issuer.metadata.deletion_timestamp:
-            self._accounts.close(key)
-            self._attempts.pop(key, None)
-            self._watch(key, "")
+        wanted = slots(issuer) if issuer and not issuer.metadata.deletion_timestamp else ()
+        names = {slot.name for slot in wanted}
+        self._watch(key, {name for slot in wanted for name in _secrets(slot)})
+        self._accounts.close_all(key, but=names)
+        attempts = {name: one for name, one in self._attempts.pop(key, {}).items() if name in names}
+        if issuer is None or not wanted:
             return None
-        binding = issuer.spec.acme.external_account_binding
-        self._watch(key, binding.key_secret_ref.name if binding else "")
-        account = self._accounts.of(key)
-        meta = issuer.metadata
-        if account and (account.issuer_uid, account.generation) == (meta.uid, meta.generation):
+        self._attempts[key] = attempts
+        pauses = []
+        for slot in wanted:
+            pauses.append((yield from self._attend(key, issuer, slot, attempts)))
+        self._write(key, issuer, wanted)
+        return min((pause for pause in pauses if pause), default=None)
+
+    def _attend(
+        self, key: Key, issuer: Issuer, slot: Slot, attempts: dict[str, Attempt]
+    ) -> Generator[Any, Any, timedelta | None]:
+        """Open one account, if that is due; when to look at it again."""
+        home = key.namespace or self._namespace
+        binding = slot.binding
+        opening = Opening(
+            key=key,
+            issuer=issuer,
+            slot=slot,
+            home=home,
+            secret=self._cluster.get(api.SECRET, home, slot.secret),
+            binding_secret=self._cluster.get(api.SECRET, home, binding.key_secret_ref.name) if binding else None,
+            cluster=self._cluster,
+            authority=self._authority,
+            key_maker=self._key_maker,
+            accounts=self._accounts,
+        )
+        account, inputs = self._accounts.of(key, slot.name), opening.inputs()
+        if account and account.inputs == inputs and not account.unsettled:
             return None
-        secret = self._cluster.get(api.SECRET, self._home(key), binding.key_secret_ref.name) if binding else None
-        version = secret.metadata.resource_version if secret else ""
-        last = self._attempts.get(key)
-        if last and (last.generation, last.binding_version) == (meta.generation, version):
+        last = attempts.get(slot.name)
+        if last and last.inputs == inputs:
             left = last.due - self._clock.monotonic()
             if left > 0:
-                self._write_failure(key, issuer, last)  # once more, where that did not succeed
                 return timedelta(seconds=left)
         else:
             last = None
         try:
-            yield from self._open(key, issuer, secret)
+            self._check(key, issuer)
+            account = yield from opening.run(Server(issuer.spec.acme.server, _ca_bundle(issuer.spec.acme.ca_bundle)))
         except Conflict:
             raise
-        except PermanentError as error:
-            pause = REFUSED_PAUSE
-            if error.reason in {Reason.EAB_SECRET_MISSING, Reason.EAB_KEY_INVALID}:
-                text = f"{str(error).rstrip('.')}. This goes on by itself when the Secret changes"
-            else:
-                again = when(self._clock.now() + pause)
-                text = (
-                    f"{str(error).rstrip('.')}. Next attempt {again}, or at once when the issuer or its Secret changes"
-                )
-            finding, problem, errors = Finding(error.reason, text), error.problem, 1
-        except TemporaryError as error:
-            errors = last.errors + 1 if last else 1
-            pause = error.retry_after or rung(STEP_LADDER, errors)
-            why = reason(error.problem) if error.problem else Reason.CA_UNAVAILABLE
-            finding, problem = Finding(why, f"{str(error).rstrip('.')}. Tried again by itself"), error.problem
-        else:
-            self._attempts.pop(key, None)
-            return None
-        attempt = Attempt(meta.generation, version, finding, problem, errors, self._due(pause))
-        self._attempts[key] = attempt
-        self._accounts.close(key)
-        self._write_failure(key, issuer, attempt)
-        return pause
+        except (PermanentError, TemporaryError) as error:
+            attempts[slot.name] = self._failed(opening, error, last)
+            self._accounts.close(key, slot.name)
+            return timedelta(seconds=attempts[slot.name].due - self._clock.monotonic())
+        attempts.pop(slot.name, None)
+        before = self._accounts.of(key, slot.name)
+        self._accounts.put(key, account)
+        if before is None or before.inputs != account.inputs:
+            for certificate in self._cluster.store(api.CERTIFICATE).find(BY_ISSUER, store_index(key)):
+                self._enqueue(certificate_key(certificate))
+        return SETTLING_PAUSE if account.unsettled else None
 
-    def _due(self, pause: timedelta) -> float:
-        return self._clock.monotonic() + pause.total_seconds()
-
-    def _home(self, key: Key) -> str:
-        return key.namespace or self._namespace
-
-    def _watch(self, key: Key, secret: str) -> None:
-        """Be told when the binding's Secret changes; "" for none."""
-        watched = self._watched.get(key)
-        if watched and watched[0] == secret:
-            return
-        if watched:
-            watched[1]()
-            del self._watched[key]
-        if secret:
-            stop = self._cluster.watch_secret(self._home(key), secret, lambda: self._enqueue(key))
-            self._watched[key] = (secret, stop)
-
-    # --- the account --------------------------------------------------------------------------------------------------
-
-    def _open(self, key: Key, issuer: Issuer, binding_secret: api.Secret | None) -> Generator[Any, Any, None]:
-        acme = issuer.spec.acme
-        if self._servers and key.kind == "Issuer" and acme.server not in self._servers:
+    def _check(self, key: Key, issuer: Issuer) -> None:
+        check_policy(issuer)
+        server = issuer.spec.acme.server
+        if self._servers and key.kind == "Issuer" and server not in self._servers:
             raise PermanentError(
                 Reason.SERVER_NOT_ALLOWED,
-                f"Issuers of this cluster may not use {acme.server}. Allowed are {listing(self._servers, most=20)}; "
+                f"Issuers of this cluster may not use {server}. Allowed are {listing(self._servers, most=20)}; "
                 "others go with a ClusterIssuer, or when an administrator adds them to --issuer-servers.",
             )
-        server = Server(acme.server, _ca_bundle(acme.ca_bundle))
-        secret = self._account_secret(key, issuer)
-        member = acme.private_key_secret_ref.key or ACCOUNT_KEY
-        key_pem = pem.secret_value(secret.data, member)
-        if not key_pem:
-            raise PermanentError(
-                Reason.ACCOUNT_KEY_INVALID,
-                f"Secret {secret.key}, which spec.acme.privateKeySecretRef names, has no member {member}.",
-            )
-        uri = secret.metadata.annotations.get(api.ANNOTATION_ACCOUNT_URI, "")
-        known = (
-            uri
-            and pem.secret_value(secret.data, SERVER_KEY).decode(errors="replace") == acme.server
-            and not self._accounts.is_doubted(key, uri)
-        )
-        bound = next((account.bound_key_id for account in issuer.status.accounts if account.uri == uri), "")
-        if not known:
-            uri, bound = yield from self._register(key, issuer, server, key_pem, binding_secret)
-            self._keep_uri(secret, uri, acme.server)
-        ready = issuer_ready(issuer)
-        if not known or ready is None or ready.status != "True":
-            # Of a new or changed spec the profile is checked; an account reopened after a restart asks nothing.
-            yield from self._check_profile(issuer, server)
-        session = self._authority.session(server, key_pem, uri)
-        account = api.AccountStatus(
-            name="default",
-            uri=uri,
-            key_thumbprint=self._authority.thumbprint(key_pem),
-            bound_key_id=bound,
-            contact=acme.email,
-        )
-        to = f", bound to key id {bound}" if bound else ""
-        finding = Finding(Reason.ACCOUNT_REGISTERED, f"Account {uri} at {acme.server} is ready{to}")
-        self._write(key, issuer, finding, ready=True, accounts=(account,), last_problem=None)
-        meta = issuer.metadata
-        self._accounts.put(key, Account(session, meta.uid, meta.generation))
-        for certificate in self._cluster.store(api.CERTIFICATE).find(BY_ISSUER, store_index(key)):
-            self._enqueue(certificate_key(certificate))
 
-    def _register(
-        self, key: Key, issuer: Issuer, server: Server, key_pem: bytes, binding_secret: api.Secret | None
-    ) -> Generator[Any, Any, tuple[str, str]]:
-        """(account URI, key id bound to) of the account of this key, found or made."""
-        acme = issuer.spec.acme
-        asked = acme.external_account_binding
-        directory = yield from call(acme.server, self._authority.directory, server)
-        uri = yield from call(acme.server, self._authority.find_account, server, key_pem)
-        if uri:
-            return uri, asked.key_id if asked else ""
-        binding = self._binding(key, asked, binding_secret) if asked else None
-        if directory.external_account_required and binding is None:
-            raise PermanentError(
-                Reason.EAB_REQUIRED,
-                f"{acme.server} demands an external account binding. Get a key id and an HMAC key from the CA and name "
-                "them in spec.acme.externalAccountBinding.",
-            )
-        uri = yield from call(acme.server, self._authority.register, server, key_pem, acme.email, binding)
-        return uri, asked.key_id if asked else ""
+    def _failed(self, opening: Opening, error: PermanentError | TemporaryError, last: Attempt | None) -> Attempt:
+        text, errors = str(error).rstrip("."), last.errors + 1 if last else 1
+        if isinstance(error, TemporaryError):
+            pause = error.retry_after or rung(STEP_LADDER, errors)
+            why = reason(error.problem) if error.problem else Reason.CA_UNAVAILABLE
+            text = f"{text}. Tried again by itself"
+        else:
+            pause, why = REFUSED_PAUSE, error.reason
+            if why in _IN_SECRETS:
+                text = f"{text}. This goes on by itself when the Secret changes"
+            else:
+                again = when(self._clock.now() + pause)
+                text = f"{text}. Next attempt {again}, or at once when the issuer or its Secret changes"
+        due = self._clock.monotonic() + pause.total_seconds()
+        return Attempt(opening.inputs(), Finding(why, text), error.problem, errors, due)
 
-    def _check_profile(self, issuer: Issuer, server: Server) -> Generator[Any, Any, None]:
-        asked = issuer.spec.acme.profile
-        if asked:
-            directory = yield from call(server.url, self._authority.directory, server)
-            if asked not in directory.profiles:
-                offered = listing(sorted(directory.profiles), most=20) or "none"
-                raise PermanentError(
-                    Reason.UNKNOWN_PROFILE, f"{server.url} offers no profile {asked}. Its profiles: {offered}."
-                )
-
-    def _binding(self, key: Key, asked: api.ExternalAccountBinding, secret: api.Secret | None) -> Binding:
-        name, member = f"{self._home(key)}/{asked.key_secret_ref.name}", asked.key_secret_ref.key or HMAC_KEY
-        if secret is None:
-            raise PermanentError(
-                Reason.EAB_SECRET_MISSING,
-                f"Secret {name}, which spec.acme.externalAccountBinding.keySecretRef names, does not exist.",
-            )
-        hmac_key = pem.secret_value(secret.data, member)
-        if not hmac_key:
-            has = listing(sorted(secret.data)) or "no member"
-            raise PermanentError(
-                Reason.EAB_SECRET_MISSING,
-                f"Secret {name} has no member {member} with the HMAC key of key id {asked.key_id}; it has {has}.",
-            )
-        return Binding(asked.key_id, hmac_key, asked.key_algorithm)
-
-    def _account_secret(self, key: Key, issuer: Issuer) -> api.Secret:
-        """The Secret of the account key; a new key when there is none."""
-        ref, home = issuer.spec.acme.private_key_secret_ref, self._home(key)
-        secret = self._cluster.get(api.SECRET, home, ref.name)
-        if secret:
-            return secret
-        content = base64.b64encode(self._key_maker.account_key()).decode()
-        manifest = {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": ref.name, "namespace": home},
-            "type": "Opaque",
-            "data": {ref.key or ACCOUNT_KEY: content},
-        }
-        try:
-            return self._cluster.create(api.SECRET, manifest)
-        except AlreadyExists:
-            raise Conflict(f"Secret {home}/{ref.name} appeared just now") from None
-
-    def _keep_uri(self, secret: api.Secret, uri: str, server: str) -> None:
-        meta = secret.metadata
-        self._cluster.apply(
-            api.SECRET,
-            {
-                "apiVersion": "v1",
-                "kind": "Secret",
-                "metadata": {
-                    "name": meta.name,
-                    "namespace": meta.namespace,
-                    "uid": meta.uid,
-                    "resourceVersion": meta.resource_version,
-                    "annotations": {api.ANNOTATION_ACCOUNT_URI: uri},
-                },
-                "type": secret.type,
-                "data": {SERVER_KEY: base64.b64encode(server.encode()).decode()},
-            },
-        )
+    def _watch(self, key: Key, secrets: set[str]) -> None:
+        """Be told when one of these Secrets changes, and no other."""
+        watched = self._watched.pop(key, {})
+        for name in watched.keys() - secrets:
+            watched.pop(name)()
+        for name in sorted(secrets - watched.keys()):
+            home = key.namespace or self._namespace
+            watched[name] = self._cluster.watch_secret(home, name, lambda: self._enqueue(key))
+        if watched:
+            self._watched[key] = watched
 
     # --- saying it ----------------------------------------------------------------------------------------------------
 
-    def _write_failure(self, key: Key, issuer: Issuer, attempt: Attempt) -> None:
-        problem = attempt.problem
-        last_problem = api.LastProblem(problem.type, problem.words()[:1024]) if problem else None
-        self._write(key, issuer, attempt.finding, ready=False, last_problem=last_problem)
-
-    def _write(self, key: Key, issuer: Issuer, finding: Finding, *, ready: bool, **changes: Any) -> None:
-        meta, now = issuer.metadata, self._clock.now()
-        before = api.find_condition(issuer.status.conditions, "Ready")
+    def _write(self, key: Key, issuer: Issuer, wanted: Sequence[Slot]) -> None:
+        """Ready when all accounts are open; else what those say that are not."""
+        meta, before = issuer.metadata, issuer.status
+        attempts = self._attempts[key]
+        failed = [attempts[slot.name] for slot in wanted if slot.name in attempts]
+        opened = {slot.name: self._accounts.of(key, slot.name) for slot in wanted if slot.name not in attempts}
+        there = [account for account in opened.values() if account]
+        if failed:
+            finding = Finding(
+                failed[0].finding.reason,
+                _each(
+                    issuer, {slot.name: attempts[slot.name].finding.message for slot in wanted if slot.name in attempts}
+                ),
+            )
+        elif len(there) == len(wanted):
+            finding = Finding(
+                Reason.ACCOUNT_REGISTERED,
+                _each(issuer, {account.status.name: _ready(account, issuer) for account in there}),
+            )
+        else:
+            return  # one was closed just now, and its reconcile is on the way
+        problem = next((attempt.problem for attempt in failed if attempt.problem), None)
+        known = {account.name: account for account in before.accounts}
+        known |= {account.status.name: account.status for account in there}
+        rolled = {account.rollover for account in there}
+        condition = api.find_condition(before.conditions, "Ready")
         status = structs.replace(
-            issuer.status,
+            before,
             conditions=set_condition(
-                issuer.status.conditions, "Ready", status=ready, finding=finding, generation=meta.generation, now=now
+                before.conditions,
+                "Ready",
+                status=not failed,
+                finding=finding,
+                generation=meta.generation,
+                now=self._clock.now(),
             ),
             observed_generation=meta.generation,
-            **changes,
+            accounts=tuple(known[slot.name] for slot in wanted if slot.name in known),
+            rollover=rolled.pop() if len(rolled) == 1 and not failed else before.rollover,
+            last_problem=api.LastProblem(problem.type, problem.words()[:1024]) if problem else None,
         )
-        if status == issuer.status:
+        if status == before:
             return
-        kind = api.ISSUER_KINDS[key.kind]
         manifest = {
             "apiVersion": api.API_VERSION,
             "kind": key.kind,
@@ -321,9 +242,26 @@ class IssuerReconciler:
             },
             "status": api.to_wire(status),
         }
-        written = self._cluster.apply(kind, manifest, subresource="status")
-        if before is None or (before.status, before.reason) != ("True" if ready else "False", finding.reason):
-            report(self._cluster, key.kind, written, finding.reason, finding.message, warning=not ready)
+        written = self._cluster.apply(api.ISSUER_KINDS[key.kind], manifest, subresource="status")
+        if condition is None or (condition.status, condition.reason) != ("False" if failed else "True", finding.reason):
+            report(self._cluster, key.kind, written, finding.reason, finding.message, warning=bool(failed))
+
+
+def _secrets(slot: Slot) -> tuple[str, ...]:
+    return (slot.secret, slot.binding.key_secret_ref.name) if slot.binding else (slot.secret,)
+
+
+def _each(issuer: Issuer, said: dict[str, str]) -> str:
+    """What is said of each account; of the only one without its name."""
+    named = issuer.spec.acme.bindings
+    return "; ".join(f"{name}: {text}" if named else text for name, text in said.items())
+
+
+def _ready(account: Account, issuer: Issuer) -> str:
+    status = account.status
+    bound = f", bound to key id {status.bound_key_id}" if status.bound_key_id else ""
+    text = f"Account {status.uri} at {issuer.spec.acme.server} is ready{bound}"
+    return f"{text}. {account.note}".rstrip(".") if account.note else text
 
 
 def _ca_bundle(text: str) -> bytes:

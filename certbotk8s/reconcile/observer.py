@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 from certbotk8s.domain import api, pem
 from certbotk8s.domain.errors import PermanentError
 from certbotk8s.domain.names import common_name, wanted_names
-from certbotk8s.domain.plan import Finding, Observed, request_hash
-from certbotk8s.reconcile.indexes import BY_SECRET, issuer_key, secret_key, store_key
+from certbotk8s.domain.plan import Finding, Observed, account_name, request_hash
+from certbotk8s.reconcile.indexes import BY_SECRET, contenders, issuer_key, secret_key, store_key
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from certbotk8s.domain.api import Certificate
     from certbotk8s.ports import Clock, Cluster, Key
     from certbotk8s.reconcile.accounts import Account, Accounts
@@ -30,7 +32,7 @@ class Observer:
         names: tuple[str, ...] = ()
         invalid = None
         try:
-            common_name(certificate.spec)
+            common_name(certificate.spec, None)
             names = wanted_names(certificate.spec)
         except PermanentError as error:
             invalid = Finding(
@@ -48,7 +50,13 @@ class Observer:
                 if other.metadata.uid != certificate.metadata.uid and not other.metadata.deletion_timestamp
             ),
             now=self._clock.now().replace(microsecond=0),
+            labels=self._labels(certificate.metadata.namespace),
+            contenders=tuple(contenders(self._cluster.store(api.CERTIFICATE), certificate)),
         )
+
+    def _labels(self, namespace: str) -> Mapping[str, str] | None:
+        found = self._cluster.store(api.NAMESPACE).get(namespace)
+        return found.metadata.labels if found else None
 
     def issuer(self, key: Key) -> api.Issuer | None:
         """The Issuer or ClusterIssuer of a queue key, unless it is gone or going."""
@@ -58,9 +66,15 @@ class Observer:
 
     def account(self, seen: Observed) -> Account | None:
         """The open account that the Certificate would order with now."""
-        account = self._accounts.of(issuer_key(seen.certificate))
+        name = account_name(seen)
+        account = self._accounts.of(issuer_key(seen.certificate), name) if name else None
         return account if account and seen.issuer and account.issuer_uid == seen.issuer.metadata.uid else None
 
     def asked(self, seen: Observed, account: Account) -> str:
         """The hash of what would be asked for now."""
-        return request_hash(seen, issuer_uid=account.issuer_uid, account_uri=account.session.account_uri)
+        return request_hash(
+            seen,
+            issuer_uid=account.issuer_uid,
+            account_uri=account.session.account_uri,
+            account_key=account.status.key_thumbprint,
+        )

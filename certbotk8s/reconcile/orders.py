@@ -9,7 +9,7 @@ from certbotk8s.domain.issuance import Outcome, order_outcome
 from certbotk8s.domain.problems import judge
 from certbotk8s.domain.reasons import Reason
 from certbotk8s.ports import call
-from certbotk8s.reconcile.challenges import authorization_failure
+from certbotk8s.reconcile.challenges import OVER, authorization_failure
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -25,7 +25,7 @@ def explain(pool: str, session: Session, order: Order, names: str) -> Generator[
     """
     for url in order.authorizations:
         authorization = yield from call(pool, session.authorization, url)
-        if authorization.status not in {"pending", "valid"}:
+        if authorization.status in OVER:
             raise authorization_failure(authorization)
     if order_outcome(order.status) is not Outcome.ORDER_INVALID:
         return Outcome.ORDER_PENDING

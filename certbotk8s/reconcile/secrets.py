@@ -17,7 +17,7 @@ import msgspec
 from certbotk8s.domain import api, pem
 from certbotk8s.domain.errors import AlreadyExists, Conflict, PermanentError
 from certbotk8s.domain.names import common_name
-from certbotk8s.domain.plan import Finding, Ownership, adoption_asked, key_size, misfit, ownership, when
+from certbotk8s.domain.plan import Finding, Ownership, adoption_asked, immutable, key_size, misfit, ownership, when
 from certbotk8s.domain.reasons import Reason
 from certbotk8s.ports import call
 from certbotk8s.reconcile.indexes import BY_OWNER
@@ -144,6 +144,8 @@ class CertificateSecrets:
                 f"Secret {meta.namespace}/{certificate.spec.secret_name} was made by somebody else meanwhile; "
                 "it is not overwritten.",
             )
+        if unwritable := immutable(replace(seen, secret=found)):
+            raise PermanentError(unwritable.reason, unwritable.message)
         self._apply(certificate, found, data, issued_by, account_uri)
 
     def _apply(
@@ -176,7 +178,8 @@ class CertificateSecrets:
         if key is None:
             spec = certificate.spec.private_key
             key = yield from call(POOL, self._key_maker.certificate_key, spec.algorithm, key_size(spec), spec.encoding)
-        csr = self._key_maker.csr(key, seen.names, common_name(certificate.spec))
+        acme = seen.issuer.spec.acme if seen.issuer else None
+        csr = self._key_maker.csr(key, seen.names, common_name(certificate.spec, acme))
         try:
             self._cluster.create(api.SECRET, _next_key_manifest(certificate, key, csr, asked))
         except AlreadyExists:

@@ -38,7 +38,7 @@ class Work:
 
     `since` (monotonic seconds) is when the state was entered, `due` until when its step waits, `looks` how often the CA
     or the challenge was looked at in it, `errors` how many tries in a row failed, `to_answer` the challenges that the
-    CA waits for us to answer.
+    CA waits for us to answer (None: it is to be asked which).
     """
 
     key: Key
@@ -52,8 +52,8 @@ class Work:
     errors: int = 0
     shown: object = None
     order: Order | None = None
-    to_answer: tuple[str, ...] = ()
-    chain: bytes = b""
+    to_answer: tuple[str, ...] | None = ()
+    chain: bytes | None = None
     installed: CertificateFacts | None = None
     failure: PermanentError | None = None
 

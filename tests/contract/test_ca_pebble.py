@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from josepy.jwk import JWKEC, JWKRSA
 
 from certbotk8s.ca.authority import Authority, Session
 from certbotk8s.ca.keys import Keys
@@ -109,7 +111,7 @@ def binding(lab: Lab) -> Binding:
 
 def registered(authority: Authority, server: Server, binding: Binding) -> Session:
     key = Keys().account_key()
-    return authority.session(server, key, authority.register(server, key, "", binding))
+    return authority.session(server, key, authority.register(server, key, "", binding).uri)
 
 
 def until(session: Session, url: str, *statuses: str) -> Order:
@@ -210,18 +212,18 @@ def test_every_usual_text_of_the_hmac_key_registers(authority: Authority, server
     """
     binding = Binding("kid-2", hmac_text(lab.eab["kid-2"], form))
     key = Keys().account_key()
-    assert authority.register(server, key, "admin@example.test", binding).startswith("https://")
+    assert authority.register(server, key, "admin@example.test", binding).uri.startswith("https://")
 
 
 def test_a_wrong_hmac_key_is_told_in_words(authority: Authority, server: Server, lab: Lab) -> None:
-    """The HMAC key of another binding ends as EABRefused, with the CA's words, the key id and where to look.
+    """The HMAC key of another binding ends as EABMACWrong, with the CA's words, the key id and where to look.
 
     Mutation: judge newAccount as if no binding had been sent.
     """
     binding = Binding("kid-1", lab.eab["kid-2"].encode())
     with pytest.raises(PermanentError) as caught:
         authority.register(server, Keys().account_key(), "", binding)
-    assert caught.value.reason is Reason.EAB_REFUSED
+    assert caught.value.reason is Reason.EAB_MAC_WRONG
     assert "kid-1" in str(caught.value)
     assert "keySecretRef" in str(caught.value)
     assert lab.eab["kid-2"] not in str(caught.value)
@@ -246,9 +248,10 @@ def test_an_account_is_found_again_by_its_key(authority: Authority, server: Serv
     Mutation: leave out onlyReturnExisting.
     """
     key = Keys().account_key()
-    uri = authority.register(server, key, "", binding)
-    assert authority.find_account(server, key) == uri
-    assert authority.register(server, key, "", binding) == uri
+    account = authority.register(server, key, "admin@example.test", binding)
+    assert (account.contact, account.key_id) == ("admin@example.test", "kid-1")
+    assert authority.find_account(server, key) == account
+    assert authority.register(server, key, "", binding) == account
     assert authority.find_account(server, Keys().account_key()) is None
 
 
@@ -416,5 +419,65 @@ def test_an_imported_rsa_account_key_works(authority: Authority, server: Server,
     """
     key = Keys().certificate_key("RSA", 2048, "PKCS1")
     assert load_pem_private_key(key, None)
-    uri = authority.register(server, key, "", binding)
-    assert authority.find_account(server, key) == uri
+    account = authority.register(server, key, "", binding)
+    assert authority.find_account(server, key) == account
+
+
+def test_a_key_in_jwk_is_the_same_key(authority: Authority, server: Server, binding: Binding) -> None:
+    """An account made with a PEM key is found with the same key as JWK, of either kind: certbot keeps it so.
+
+    Mutation: hand the text to the PEM parser only.
+    """
+    for pem in (Keys().account_key(), Keys().account_key("RSA")):
+        account = authority.register(server, pem, "", binding)
+        key = load_pem_private_key(pem, None)
+        jwk = JWKRSA(key=key) if isinstance(key, RSAPrivateKey) else JWKEC(key=key)
+        text = jwk.json_dumps().encode()
+        assert authority.thumbprint(text) == authority.thumbprint(pem)
+        assert authority.find_account(server, text) == account
+
+
+def test_a_changed_contact_is_told(authority: Authority, server: Server, binding: Binding) -> None:
+    """The address of an account can be changed and taken away; the CA has it then.
+
+    Mutation: send it as it is, without mailto.
+    """
+    key = Keys().account_key()
+    session = authority.session(server, key, authority.register(server, key, "old@example.test", binding).uri)
+    session.update_contact("new@example.test")
+    found = authority.find_account(server, key)
+    assert found
+    assert found.contact == "new@example.test"
+    session.update_contact("")
+    found = authority.find_account(server, key)
+    assert found
+    assert not found.contact
+
+
+def test_an_account_gets_a_new_key(authority: Authority, server: Server, binding: Binding, suffix: str) -> None:
+    """After a change of key the session orders with the new key, and the account is found by that alone.
+
+    Mutation: keep the old key in the session, or sign the inner message with it.
+    """
+    old, new = Keys().account_key(), Keys().account_key("RSA")
+    uri = authority.register(server, old, "", binding).uri
+    session = authority.session(server, old, uri)
+    session.change_key(new)
+    assert session.key_authorization("t") == f"t.{authority.thumbprint(new)}"
+    assert session.new_order([Identifier("dns", f"k.{suffix}")], "default").status == "pending"
+    found = authority.find_account(server, new)
+    assert found
+    assert found.uri == uri
+    assert authority.find_account(server, old) is None
+
+
+def test_what_is_wrong_with_a_binding(authority: Authority, server: Server, lab: Lab) -> None:
+    """An unknown key id and a wrong HMAC key are told apart.
+
+    Mutation: remove one of the two rows of BINDING_REFUSALS.
+    """
+    for key_id, reason in (("kid-9", Reason.EAB_KEY_ID_UNKNOWN), ("kid-2", Reason.EAB_MAC_WRONG)):
+        with pytest.raises(PermanentError) as caught:
+            authority.register(server, Keys().account_key(), "", Binding(key_id, lab.eab["kid-1"].encode()))
+        assert caught.value.reason is reason
+        assert key_id in str(caught.value)

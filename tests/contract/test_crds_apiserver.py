@@ -40,6 +40,22 @@ def acme(**changes: Any) -> Spec:
     return {"acme": {name: value for name, value in {**good, **changes}.items() if value is not None}}
 
 
+def policy(*rules: Spec) -> Spec:
+    """The spec of a ClusterIssuer without solvers, with these rules."""
+    return {**acme(solvers=None), "policy": {"rules": list(rules)}}
+
+
+def rule(*patterns: str, **changes: Any) -> Spec:
+    """A rule that allows these patterns to all namespaces, with these changes; a field given as None is left out."""
+    made = {"namespaces": ["*"], "dnsNames": list(patterns or ["**"]), **changes}
+    return {name: value for name, value in made.items() if value is not None}
+
+
+def selector(**expression: Any) -> Spec:
+    """A rule for the namespaces that a requirement selects."""
+    return rule(namespaces=None, namespaceSelector={"matchExpressions": [{"key": "team", **expression}]})
+
+
 def eab(**changes: Any) -> Spec:
     """The same with an external account binding."""
     return acme(externalAccountBinding={"keyID": "kid-1", "keySecretRef": {"name": "eab"}, **changes})
@@ -191,8 +207,69 @@ REFUSED = [
     ("Issuer", acme(skipTLSVerify=True), 'unknown field "spec.acme.skipTLSVerify"'),
     ("ClusterIssuer", acme(solvers=[{"dns01": {"route53": {}}}]), 'unknown field "spec.acme.solvers[0].dns01"'),
     # solvers
-    ("ClusterIssuer", acme(solvers=None), "spec.acme.solvers: Required value: a ClusterIssuer needs a solver"),
-    ("ClusterIssuer", acme(solvers=[]), "spec.acme.solvers: Required value: a ClusterIssuer needs a solver"),
+    (
+        "ClusterIssuer",
+        acme(solvers=None),
+        "spec.policy: Required value: a ClusterIssuer without solvers needs a policy",
+    ),
+    ("ClusterIssuer", acme(solvers=[]), "spec.policy: Required value: a ClusterIssuer without solvers needs a policy"),
+    # the policy
+    ("Issuer", {**acme(), "policy": {"rules": []}}, 'unknown field "spec.policy"'),
+    ("ClusterIssuer", {**acme(), "policy": {}}, "spec.policy.rules: Required value"),
+    *(
+        ("ClusterIssuer", policy(rule("good.example.test", pattern)), "spec.policy.rules[0].dnsNames[1]: ")
+        for pattern in (
+            "",
+            "*",
+            "***",
+            "**example.test",
+            "a.*.example.test",
+            "a.**.example.test",
+            "*.*.example.test",
+            "***.example.test",
+            "a*.example.test",
+            "a..example.test",
+            "-a.example.test",
+            "a_b.example.test",
+            "example.test\n",
+        )
+    ),
+    ("ClusterIssuer", policy(rule("*")), 'Invalid value: "*": must be a DNS name, or a pattern such as *.example.org'),
+    ("ClusterIssuer", policy(rule(dnsNames=[])), "spec.policy.rules[0].dnsNames: Invalid value: "),
+    ("ClusterIssuer", policy(rule(dnsNames=None)), "spec.policy.rules[0].dnsNames: Required value"),
+    ("ClusterIssuer", policy(rule(ipRanges=["192.0.2.0/24"])), 'unknown field "spec.policy.rules[0].ipRanges"'),
+    (
+        "ClusterIssuer",
+        policy(rule(namespaces=None)),
+        "spec.policy.rules[0].namespaces: Invalid value: give either namespaces or namespaceSelector",
+    ),
+    (
+        "ClusterIssuer",
+        policy(rule(namespaceSelector={})),
+        "spec.policy.rules[0].namespaces: Invalid value: give either namespaces or namespaceSelector",
+    ),
+    ("ClusterIssuer", policy(rule(namespaces=[])), "spec.policy.rules[0].namespaces: Invalid value: "),
+    *(
+        ("ClusterIssuer", policy(rule(namespaces=[name])), "spec.policy.rules[0].namespaces[0]: ")
+        for name in ("", "**", "team-*", "Shop", "a.b", "a" * 64)
+    ),
+    (
+        "ClusterIssuer",
+        policy(selector(operator="Is")),
+        "spec.policy.rules[0].namespaceSelector.matchExpressions[0].operator: Unsupported value",
+    ),
+    *(
+        (
+            "ClusterIssuer",
+            policy(selector(**expression)),
+            "matchExpressions[0].values: Invalid value: In and NotIn need values; Exists and DoesNotExist take none",
+        )
+        for expression in (
+            {"operator": "In"},
+            {"operator": "NotIn", "values": []},
+            {"operator": "Exists", "values": ["a"]},
+        )
+    ),
     (
         "Issuer",
         acme(solvers=[{"http01": {"ingress": {}}}] * 2),
@@ -279,6 +356,27 @@ ACCEPTED = [
     ("Issuer", acme(email="", profile="")),
     ("Issuer", acme(caBundle="LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCg==", email="certificates@example.test")),
     ("Issuer", eab(keyAlgorithm="HS512")),
+    ("ClusterIssuer", policy()),
+    ("ClusterIssuer", {**acme(), "policy": {"rules": [rule("pay.example.test", namespaces=["shop", "pay"])]}}),
+    (
+        "ClusterIssuer",
+        policy(
+            rule(
+                "**",
+                "**.example.test",
+                "*.Example.Test",
+                "*.bücher.example.test.",
+                "intranet",
+                "xn--bcher-kva.example.test",
+                f"**.{'a' * 63}.example.test",
+            ),
+            rule(namespaces=None, namespaceSelector={}),
+            rule(namespaces=None, namespaceSelector={"matchLabels": {"team": "web"}}),
+            selector(operator="In", values=["a", "b"]),
+            selector(operator="DoesNotExist"),
+        ),
+    ),
+    ("ClusterIssuer", policy(*[rule(*[f"{n}.example.test" for n in range(20)])] * 500)),
     ("ClusterIssuer", acme(profile="shortlived", solvers=[{"http01": {"ingress": {"ingressClassName": "traefik"}}}])),
 ]
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from cryptography.x509.oid import NameOID
 
 from certbotk8s.ca.jws import account_key
-from certbotk8s.domain.acme import Authorization, Challenge, Directory, Order
+from certbotk8s.domain.acme import Account, Authorization, Challenge, Directory, Order
 from certbotk8s.domain.errors import PermanentError, Problem, TemporaryError
 from certbotk8s.domain.problems import Place, judge
 from certbotk8s.domain.reasons import Reason
@@ -52,12 +52,14 @@ class Leaf:
 
 @dataclass
 class FakeAccount:
-    """An account, by the thumbprint of its key."""
+    """An account, by the thumbprint of its key; `terms` is where new terms are to be agreed to, "" for none."""
 
     uri: str
     thumbprint: str
     contact: str
     bound_key_id: str
+    deactivated: bool = False
+    terms: str = ""
 
 
 @dataclass
@@ -122,12 +124,14 @@ class FakeCA:
     """The server.
 
     `requests` are the calls in order, by kind: directory, findAccount, newAccount, newOrder, order, authorization,
-    answer, finalize, certificate, deactivate. `before` and `after` are called around each with its kind and URL; what
-    they raise comes out of it, and `after` raises when the CA has acted. `preauthorized` names need no challenge;
-    `refused` ones cannot be ordered. `next_account` is the URI that new accounts get, if any is set. `ordered` is
-    called with each new order, `alter` with what is about to be signed. `validate(name, token)` is asked when a
-    challenge is answered: a Problem fails it, None passes it. While `holds_validation`, answered challenges stay
-    `processing`; while `holds_issuance`, finalized orders do. Otherwise a finalized order is `processing` for
+    answer, finalize, certificate, deactivate, contact, keyChange. `before` and `after` are called around each with
+    its kind and URL; what they raise comes out of it, and `after` raises when the CA has acted. `preauthorized` names
+    need no challenge; `refused` ones cannot be ordered. `next_account` is the URI that new accounts get, if any is
+    set. `key_algorithms` are the kinds of account keys that it takes, by their name in JWS (none: all),
+    `refused_binding` what it says to a binding that is right otherwise. `ordered` is called with each new order,
+    `alter` with what is about to be signed; `served` gives what is sent of a chain. `validate(name, token)` is asked
+    when a challenge is answered: a Problem fails it, None passes it. While `holds_validation`, answered challenges
+    stay `processing`; while `holds_issuance`, finalized orders do. Otherwise a finalized order is `processing` for
     `looks_until_valid` looks.
     """
 
@@ -137,6 +141,9 @@ class FakeCA:
         self.external_accounts: dict[str, str] = {}
         self.profiles: dict[str, str] = {}
         self.next_account = ""
+        self.shows_contacts = self.shows_bindings = self.changes_keys = True
+        self.key_algorithms: dict[str, type] = {}
+        self.refused_binding: Problem | None = None
         self.preauthorized: set[str] = set()
         self.refused: set[str] = set()
         self.challenge_types: tuple[str, ...] = ("http-01", "dns-01")
@@ -149,6 +156,7 @@ class FakeCA:
         self.life = LIFE
         self.validate: Callable[[str, str], Problem | None] = lambda _name, _token: None
         self.alter: Callable[[Leaf], Leaf] = lambda leaf: leaf
+        self.served: Callable[[bytes], bytes] = lambda chain: chain
         self.ordered: Callable[[FakeOrder], None] = lambda _order: None
         self.before: Callable[[str, str], None] = lambda _kind, _url: None
         self.after: Callable[[str, str], None] = lambda _kind, _url: None
@@ -166,6 +174,10 @@ class FakeCA:
     def fail(self, kind: str, error: BaseException, *, after: bool = False, times: int = 1) -> None:
         """The next calls of that kind raise; with `after`, when the CA has acted."""
         self._faults.append(_Fault(kind, error, after, times))
+
+    def be_well(self) -> None:
+        """No call fails any more because a test said so."""
+        self._faults.clear()
 
     def counts(self) -> Counter[str]:
         """How many requests there were of each kind."""
@@ -237,14 +249,42 @@ class FakeCA:
             profiles=dict(self.profiles),
         )
 
-    def find_account(self, thumbprint: str) -> str | None:
+    def find_account(self, key_pem: bytes) -> Account | None:
         """Section 7.3.1."""
-        return next((uri for uri, account in self.accounts.items() if account.thumbprint == thumbprint), None)
+        self._check_key(key_pem)
+        thumbprint = account_key(key_pem).thumbprint
+        found = next((account for account in self.accounts.values() if account.thumbprint == thumbprint), None)
+        if found and found.deactivated:
+            raise _refused(Problem("unauthorized", "It is deactivated.", 403), "looking up the account", Place.ACCOUNT)
+        return self._shown(found) if found else None
 
-    def register(self, key_pem: bytes, contact: str, binding: Binding | None) -> str:
+    def _shown(self, account: FakeAccount) -> Account:
+        return Account(
+            account.uri,
+            account.contact if self.shows_contacts else None,
+            account.bound_key_id if self.shows_bindings else "",
+        )
+
+    def _check_key(self, key_pem: bytes) -> None:
+        if self.key_algorithms and type(load_pem_private_key(key_pem, None)) not in self.key_algorithms.values():
+            problem = Problem("badPublicKey", "Not a kind of key.", 400, algorithms=tuple(self.key_algorithms))
+            raise _refused(problem, "looking up the account", Place.ACCOUNT)
+
+    def update_contact(self, account: str, contact: str) -> None:
+        """Section 7.3.2."""
+        self.accounts[account].contact = contact
+
+    def change_key(self, account: str, key_pem: bytes) -> None:
+        """Section 7.3.5."""
+        thumbprint = account_key(key_pem).thumbprint
+        if not self.changes_keys or any(each.thumbprint == thumbprint for each in self.accounts.values()):
+            raise _refused(Problem("malformed", "That key is not taken.", 409), "changing the key", Place.ENDPOINT)
+        self.accounts[account].thumbprint = thumbprint
+
+    def register(self, key_pem: bytes, contact: str, binding: Binding | None) -> Account:
         """Section 7.3; an account that is there is found."""
         key, new_account = account_key(key_pem), f"{self.origin}/new-account"
-        known = self.find_account(key.thumbprint)
+        known = self.find_account(key_pem)
         if self.external_accounts and binding is None and not known:
             raise judge(
                 Problem("externalAccountRequired", "No external account binding.", 403),
@@ -256,17 +296,21 @@ class FakeCA:
             signed = key.bind(binding, new_account)
             right = self.external_accounts.get(binding.key_id)
             if not right or signed != key.bind(replace(binding, hmac_key=right.encode()), new_account):
+                words = "binding JWS verification error" if right else "the field 'kid' references an unknown key"
                 raise judge(
-                    Problem("unauthorized", "The binding is not known, or its MAC is wrong", 403),
+                    Problem("unauthorized", words, 403),
                     retry_after=None,
                     doing=f"registering an account with external account binding {binding.key_id}",
                     place=Place.BINDING,
                 )
         if known:
             return known
+        if binding and self.refused_binding:
+            raise _refused(self.refused_binding, "registering an account", Place.BINDING)
         uri = self.next_account or f"{self.origin}/account/{next(self._numbers)}"
-        self.accounts[uri] = FakeAccount(uri, key.thumbprint, contact, binding.key_id if binding else "")
-        return uri
+        bound = binding.key_id if binding and self.external_accounts else ""
+        made = self.accounts[uri] = FakeAccount(uri, key.thumbprint, contact, bound)
+        return self._shown(made)
 
     def new_order(self, account: str, identifiers: Sequence[Identifier], profile: str) -> FakeOrder:
         """Section 7.4."""
@@ -357,7 +401,7 @@ class FakeCA:
         order = self._own(account, self.orders.get(url.removesuffix("/certificate")), url)
         if order.status != "valid":
             raise _not_found(url)
-        return order.chain
+        return self.served(order.chain)
 
     def deactivate(self, account: str, url: str) -> None:
         """Section 7.5.2."""
@@ -443,12 +487,12 @@ class FakeAuthority:
         ca = self._ca(server)
         return ca.request("directory", ca.url, ca.directory)
 
-    def find_account(self, server: Server, key_pem: bytes) -> str | None:
+    def find_account(self, server: Server, key_pem: bytes) -> Account | None:
         """The account of this key, or None."""
-        ca, thumbprint = self._ca(server), self.thumbprint(key_pem)
-        return ca.request("findAccount", ca.url, lambda: ca.find_account(thumbprint))
+        ca = self._ca(server)
+        return ca.request("findAccount", ca.url, lambda: ca.find_account(key_pem))
 
-    def register(self, server: Server, key_pem: bytes, contact: str, binding: Binding | None) -> str:
+    def register(self, server: Server, key_pem: bytes, contact: str, binding: Binding | None) -> Account:
         """Create the account."""
         ca = self._ca(server)
         return ca.request("newAccount", ca.url, lambda: ca.register(key_pem, contact, binding))
@@ -468,7 +512,7 @@ class FakeAuthority:
             raise TemporaryError(f"No answer from the CA's server {server.url}.") from None
 
 
-@dataclass(frozen=True)
+@dataclass
 class FakeSession:
     """`ports.Session`."""
 
@@ -528,6 +572,15 @@ class FakeSession:
         """Give an authorization up."""
         self._ask("deactivate", authorization_url, lambda account: self.ca.deactivate(account, authorization_url))
 
+    def update_contact(self, contact: str) -> None:
+        """Tell the address."""
+        self._ask("contact", self.account_uri, lambda account: self.ca.update_contact(account, contact))
+
+    def change_key(self, key_pem: bytes) -> None:
+        """Give the account this key."""
+        self._ask("keyChange", self.ca.url, lambda account: self.ca.change_key(account, key_pem))
+        self.thumbprint = account_key(key_pem).thumbprint
+
     def _ask(self, kind: str, url: str, act: Callable[[str], T]) -> T:
         return self.ca.request(kind, url, lambda: act(self._account()))
 
@@ -535,6 +588,11 @@ class FakeSession:
         account = self.ca.accounts.get(self.account_uri)
         if account is None or account.thumbprint != self.thumbprint:
             raise _refused(Problem("accountDoesNotExist", "No such account.", 400), "asking the CA")
+        if account.deactivated:
+            raise _refused(Problem("unauthorized", "The account is deactivated.", 403), "asking the CA")
+        if account.terms:
+            problem = Problem("userActionRequired", "The terms have changed.", 403, instance=account.terms)
+            raise _refused(problem, "placing an order")
         return account.uri
 
     def _order(self, order: FakeOrder) -> Order:

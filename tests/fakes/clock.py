@@ -40,6 +40,11 @@ class FakeClock:
             with waiter:
                 waiter.notify_all()
 
+    def step(self, seconds: float) -> None:
+        """Somebody sets the wall clock forward or back; no time passes."""
+        with self._lock:
+            self._start += timedelta(seconds=seconds)
+
     def wait(self, waiter: Waiter, timeout: float | None) -> None:
         """Wait in real time until notified or until time has been advanced."""
         if timeout is not None and timeout <= 0:

@@ -8,20 +8,19 @@ on one server are two replicas, or a process and the one that replaces it. Nothi
 from __future__ import annotations
 
 import re
-from copy import deepcopy
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
 from certbotk8s.domain.api import SECRET, Kind, Resource
-from certbotk8s.domain.errors import AlreadyExists, Conflict
+from certbotk8s.domain.errors import AlreadyExists, Conflict, PermanentError
+from certbotk8s.domain.reasons import Reason
 from certbotk8s.kube.store import ObjectStore, no_change
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from certbotk8s.domain.reasons import Reason
     from certbotk8s.ports import Reference, Store
 
 R = TypeVar("R", bound=Resource)
@@ -68,9 +67,13 @@ class ApiServer:
         """Every object of that kind, in the order of their keys."""
         return [_decode(kind, obj) for _, obj in sorted(self._collection(kind).items())]
 
+    def objects(self, kind: Kind[Any]) -> list[Json]:
+        """Every object of that kind as JSON values, not to be changed."""
+        return list(self._collection(kind).values())
+
     def create(self, kind: Kind[R], manifest: Mapping[str, Any]) -> R:
         """POST."""
-        obj = deepcopy(dict(manifest))
+        obj = _copy(manifest)
         obj["metadata"] = {part: value for part, value in obj["metadata"].items() if part not in _SYSTEM}
         if kind.kind in _WITH_STATUS:
             obj.pop("status", None)
@@ -78,7 +81,7 @@ class ApiServer:
 
     def apply(self, kind: Kind[R], manifest: Mapping[str, Any], subresource: str = "") -> R:
         """Server-side apply with the one field manager, forced; a status is replaced as a whole."""
-        given = deepcopy(dict(manifest))
+        given = _copy(manifest)
         metadata = given["metadata"]
         namespace, name = metadata.get("namespace", ""), metadata["name"]
         preconditions = {part: metadata.pop(part, "") for part in ("uid", "resourceVersion")}
@@ -108,7 +111,7 @@ class ApiServer:
         if not live["metadata"].get("finalizers"):
             self._drop(kind, live)
         elif "deletionTimestamp" not in live["metadata"]:
-            stamped = deepcopy(live)
+            stamped = _copy(live)
             stamped["metadata"]["deletionTimestamp"] = self._time()
             self._update(kind, stamped)
 
@@ -117,7 +120,7 @@ class ApiServer:
 
         A new one may bring its own uid, generation and times.
         """
-        obj = deepcopy(dict(manifest))
+        obj = _copy(manifest)
         metadata = obj["metadata"]
         live = self._collection(kind).get(_key(metadata.get("namespace", ""), metadata["name"]))
         if live is None:
@@ -141,6 +144,8 @@ class ApiServer:
         live = self._collection(kind)[_key_of(obj)]
         if obj == live and not force:
             return _decode(kind, live)
+        if live.get("immutable") and any(obj.get(part) != live.get(part) for part in ("data", "immutable")):
+            raise PermanentError(Reason.INVALID_SPEC, f"{kind.kind} {_key_of(obj)} is immutable.")
         obj = {**obj, "metadata": dict(obj["metadata"])}
         if "generation" in live["metadata"] and _desired(obj) != _desired(live):
             obj["metadata"]["generation"] = live["metadata"]["generation"] + 1
@@ -207,6 +212,7 @@ class FakeCluster:
         self._watched: dict[str, _Watched] = {}
         self._secrets: dict[str, list[Callable[[], None]]] = {}
         self._seen = len(server.log)
+        self._lost = 0
         server.watchers.append(self._notice)
 
     def watch(
@@ -220,11 +226,14 @@ class FakeCluster:
     ) -> ObjectStore[R]:
         """Keep a cache of a collection, filled at once; as KubeCluster.watch."""
         store = ObjectStore(indexes=indexes, on_change=on_change)
-        self._watched[_collection(kind)] = _Watched(kind, store, _selector(label_selector, namespaces))
-        for change in self.server.log[: self._seen]:
-            if change.collection == _collection(kind):
-                self._show(change)
+        watched = self._watched[_collection(kind)] = _Watched(kind, store, _selector(label_selector, namespaces))
+        self._list(watched)
         return store
+
+    def _list(self, watched: _Watched) -> None:
+        objects = self.server.objects(watched.kind)
+        chosen = [_decode(watched.kind, obj) for obj in objects if watched.selects(obj["metadata"])]
+        watched.store.replace(chosen, len(self.server.log))
 
     def store(self, kind: Kind[R]) -> Store[R]:
         """The cache; KeyError when the kind is not watched, or watched as something else."""
@@ -263,11 +272,29 @@ class FakeCluster:
         """Record an Event."""
         self.events.append(Recorded(about, reason, message, warning))
 
-    def catch_up(self) -> None:
-        """Let the caches see everything that was written so far."""
-        while self._seen < len(self.server.log):
+    def close(self) -> None:
+        """The process is gone: it sees nothing any more."""
+        self.server.watchers.remove(self._notice)
+
+    def skip(self) -> None:
+        """The watch loses the next change; `relist` brings it back."""
+        self._lost += 1
+
+    def relist(self) -> None:
+        """What follows a broken watch: everything is listed anew."""
+        self._seen, self._lost = len(self.server.log), 0
+        for watched in self._watched.values():
+            self._list(watched)
+
+    def catch_up(self, most: int | None = None) -> None:
+        """Let the caches see everything that was written so far, or `most` changes of it."""
+        end = len(self.server.log) if most is None else min(self._seen + most, len(self.server.log))
+        while self._seen < end:
             change = self.server.log[self._seen]
             self._seen += 1
+            if self._lost:
+                self._lost -= 1
+                continue
             self._show(change)
             if change.collection == _collection(SECRET):
                 for listener in list(self._secrets.get(_key_of(change.obj), ())):
@@ -282,10 +309,11 @@ class FakeCluster:
         call = (verb, f"{kind.kind}/{sub}" if sub else kind.kind, metadata.get("namespace", ""), metadata["name"])
         self.writes.append(call)
         self.before(*call)
-        own = len(self.server.log)
+        begin = len(self.server.log)
         answer = effect()
+        end = len(self.server.log)
         self.after(*call)
-        for change in self.server.log[own:]:
+        for change in self.server.log[begin:end]:
             self._show(change)
         return answer
 
@@ -316,6 +344,11 @@ def _selector(labels: str, namespaces: Sequence[str]) -> Callable[[Json], bool]:
         )
 
     return selects
+
+
+def _copy(manifest: Mapping[str, Any]) -> Json:
+    copy: Json = msgspec.json.decode(msgspec.json.encode(manifest))
+    return copy
 
 
 def _decode(kind: Kind[R], obj: Json) -> R:
@@ -352,6 +385,8 @@ def _merge(live: Json, new: Json, old: Json) -> Json:
             rest = _merge(merged[part], {}, old[part])
         elif part in _SETS and part in merged:
             rest = _unite(part, merged[part], [], old[part])
+        elif merged.get(part) != old[part]:
+            rest = merged.get(part)  # whoever changed it since owns it now
         if rest:
             merged[part] = rest
         else:

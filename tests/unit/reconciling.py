@@ -35,7 +35,6 @@ from tests.fakes.solver import FakeSolver
 if TYPE_CHECKING:
     from certbotk8s.domain.reasons import Reason
     from certbotk8s.ports import Steps
-    from tests.fakes.cluster import Change
 
 R = TypeVar("R", bound=api.Resource)
 Json = dict[str, Any]
@@ -73,13 +72,17 @@ class Queue:
         """When the next key is due; infinite for never."""
         return min(self.due.values(), default=float("inf"))
 
-    def pop(self) -> Key | None:
-        """The next key, if there is one now."""
+    def waiting(self) -> list[Key]:
+        """The keys that are ready to be worked on."""
         for key, due in sorted(self.due.items(), key=lambda item: item[1]):
             if due <= self._clock.monotonic():
                 del self.due[key]
                 self.ready[key] = None
-        first = next(iter(self.ready), None)
+        return list(self.ready)
+
+    def pop(self) -> Key | None:
+        """The next key, if there is one now."""
+        first = next(iter(self.waiting()), None)
         if first is not None:
             del self.ready[first]
         return first
@@ -110,6 +113,7 @@ class Process(Controller):
             self.cluster.watch(kind, on_change=self._issuer_changed(kind.kind))
         self._ingresses = self.cluster.watch(api.INGRESS, indexes=INGRESS_INDEXES, on_change=self._ingress_changed)
         self.cluster.watch(api.INGRESS_CLASS)
+        self.cluster.watch(api.NAMESPACE, on_change=self._namespace_changed)
         self.accounts, self.solver = Accounts(), FakeSolver(self.cluster, HOME)
         keys = Keys()
         self.certificates = CertificateReconciler(
@@ -210,6 +214,10 @@ class Effects:
         """Call `act` "before" or "after" the effect of that number, counted from now; what it raises comes out."""
         self._number, self._when, self._act, self.happened = len(self.seen) + number, when, act, ""
 
+    def no_more(self) -> None:
+        """What was not reached is not to be."""
+        self._act = None
+
     def before(self, what: str) -> None:
         """It is about to be done."""
         self.seen.append(what)
@@ -238,28 +246,32 @@ class World:
         self.effects = Effects()
         self.ca.before = lambda kind, _url: self.effects.before(kind)
         self.ca.after = lambda _kind, _url: self.effects.after()
-        self.api.watchers.append(self._check_pairs)
-        self._checked = 0
         self.process = self.start()
 
     # --- the controller -----------------------------------------------------------------------------------------------
 
     def start(self) -> Process:
         """A controller from nothing but what is stored; whichever ran before is dead."""
-        self.api.watchers[:] = [self._check_pairs]
+        self.api.watchers.clear()
         self.process = self.second()
         return self.process
 
     def second(self) -> Process:
         """One more controller that thinks itself the leader."""
         process = Process(self)
-        process.cluster.before = self._before_write
-        process.cluster.after = lambda verb, *_: None if verb == "get" else self.effects.after()
+        process.cluster.before = self._before
+        process.cluster.after = self._after
         return process
 
-    def _before_write(self, verb: str, kind: str, namespace: str, name: str) -> None:
+    def _before(self, verb: str, kind: str, namespace: str, name: str) -> None:
         if verb != "get":
             self.effects.before(f"{verb} {kind} {namespace}/{name}")
+
+    def _after(self, verb: str, kind: str, namespace: str, name: str) -> None:
+        if kind == "Secret" and verb in {"create", "apply"}:
+            self._check_pair(namespace, name)
+        if verb != "get":
+            self.effects.after()
 
     @property
     def cluster(self) -> FakeCluster:
@@ -286,8 +298,16 @@ class World:
 
     # --- objects ------------------------------------------------------------------------------------------------------
 
-    def issuer(self, name: str = "ca", *, kind: str = "Issuer", namespace: str = SHOP, **acme: Any) -> api.Issuer:
-        """Make or replace an Issuer; `acme` are members of spec.acme."""
+    def issuer(
+        self,
+        name: str = "ca",
+        *,
+        kind: str = "Issuer",
+        namespace: str = SHOP,
+        rules: list[Json] | None = None,
+        **acme: Any,
+    ) -> api.Issuer:
+        """Make or replace an Issuer; `acme` are members of spec.acme, `rules` those of a ClusterIssuer's policy."""
         metadata: Json = {"name": name} if kind == "ClusterIssuer" else {"name": name, "namespace": namespace}
         spec = {
             "server": self.ca.url,
@@ -295,7 +315,8 @@ class World:
             "solvers": self.solvers,
             **acme,
         }
-        return self._put(api.ISSUER_KINDS[kind], metadata, {"acme": spec})
+        policy = {} if rules is None else {"policy": {"rules": rules}}
+        return self._put(api.ISSUER_KINDS[kind], metadata, {"acme": spec, **policy})
 
     def certificate(
         self,
@@ -447,17 +468,18 @@ class World:
         assert [each.key for each in self.presented()] == []
         assert [each.key for each in self.api.all(api.CERTIFICATE) if each.status.issuance] == []
 
-    def _check_pairs(self) -> None:
-        """Every tls Secret of ours is a matching pair in each version of it."""
-        while self._checked < len(self.api.log):
-            self._check_pair(self.api.log[self._checked])
-            self._checked += 1
-
-    def _check_pair(self, change: Change) -> None:
-        labels = change.obj["metadata"].get("labels", {})
-        if change.collection != "/secrets" or labels.get(api.LABEL_ROLE) != api.ROLE_TLS or change.gone:
+    def _check_pair(self, namespace: str, name: str) -> None:
+        """A tls Secret is a matching pair whenever a controller has written it; one taken over is as it was."""
+        versions = [
+            change.obj
+            for change in self.api.log
+            if change.collection == "/secrets"
+            and (change.obj["metadata"].get("namespace"), change.obj["metadata"]["name"]) == (namespace, name)
+        ]
+        data = versions[-1].get("data", {})
+        ours = versions[-1]["metadata"].get("labels", {}).get(api.LABEL_ROLE) == api.ROLE_TLS
+        if not ours or (versions[1:] and versions[-2].get("data", {}) == data):
             return
-        data = change.obj.get("data", {})
         try:
             leaf = x509.load_pem_x509_certificates(base64.b64decode(data["tls.crt"]))[0]
             key = load_pem_private_key(base64.b64decode(data["tls.key"]), None)
@@ -465,7 +487,7 @@ class World:
         except (KeyError, ValueError):
             matches = False
         if not matches:
-            self.broken_pairs.append(f"{change.obj['metadata']['name']} at version {change.version}")
+            self.broken_pairs.append(f"{namespace}/{name}")
 
 
 def at(world: World, moment: timedelta) -> datetime:

@@ -8,10 +8,14 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from josepy.b64 import b64decode
+from josepy.jwk import JWKEC
 
 from certbotk8s.ca.authority import Authority, Session
+from certbotk8s.ca.jws import account_key
 from certbotk8s.ca.keys import Keys
-from certbotk8s.domain.acme import Identifier
+from certbotk8s.domain.acme import Account, Identifier
 from certbotk8s.domain.errors import PermanentError, TemporaryError
 from certbotk8s.domain.reasons import Reason
 from certbotk8s.ports import Binding, Server
@@ -320,14 +324,16 @@ def test_an_account_is_looked_up_by_its_key(ca: AcmeServer, authority: Authority
     ca.script[NEW_ACCOUNT] = [
         Reply(200, {"status": "valid"}, {"Location": url}),
         problem("accountDoesNotExist", 400),
+        problem("externalAccountRequired", 400),
         problem("unauthorized", 403),
         Reply(200, {"status": "deactivated"}, {"Location": url}),
         Reply(200, {"status": "valid"}),
         problem("serverInternal", 500),
     ]
-    assert authority.find_account(server, KEY) == url
+    assert authority.find_account(server, KEY) == Account(url)
     assert json.loads(ca.requests[-1].payload) == {"onlyReturnExisting": True}
     assert "jwk" in ca.requests[-1].protected
+    assert authority.find_account(server, KEY) is None
     assert authority.find_account(server, KEY) is None
     assert permanent(lambda: authority.find_account(server, KEY)).reason is Reason.ACCOUNT_DEACTIVATED
     assert permanent(lambda: authority.find_account(server, KEY)).reason is Reason.ACCOUNT_DEACTIVATED
@@ -341,7 +347,7 @@ def test_what_registration_sends(ca: AcmeServer, authority: Authority, server: S
     Mutation: send an empty contact, or sign the binding for the directory's URL.
     """
     ca.script[NEW_ACCOUNT] = [Reply(201, {"status": "valid"}, {"Location": ca.origin + "/acct/1"})]
-    assert authority.register(server, KEY, "", None) == ca.origin + "/acct/1"
+    assert authority.register(server, KEY, "", None) == Account(ca.origin + "/acct/1")
     assert json.loads(ca.requests[-1].payload) == {"termsOfServiceAgreed": True}
     authority.register(server, KEY, "admin@example.test", Binding("kid-1", b"c2VjcmV0LXNlY3JldC1zZWNyZXQ"))
     payload = json.loads(ca.requests[-1].payload)
@@ -352,19 +358,117 @@ def test_what_registration_sends(ca: AcmeServer, authority: Authority, server: S
 
 
 def test_a_used_up_binding_is_told(ca: AcmeServer, authority: Authority, server: Server) -> None:
-    """`malformed` in answer to a binding ends as EABRefused with the key id and the CA's words, and without the key.
+    """`malformed` in answer to a binding ends as EABAlreadyBound with key id and the CA's words, and without the key.
 
     Mutation: judge newAccount as if no binding had been sent.
     """
     ca.script[NEW_ACCOUNT] = [problem("malformed", 400, "The account is not awaiting external account binding.")]
     binding = Binding("kid-1", b"c2VjcmV0LXNlY3JldC1zZWNyZXQ")
     error = permanent(lambda: authority.register(server, KEY, "", binding))
-    assert error.reason is Reason.EAB_REFUSED
+    assert error.reason is Reason.EAB_ALREADY_BOUND
     assert str(error).startswith(
         "Registering an account with external account binding kid-1 failed. "
-        'The CA says: "The account is not awaiting external account binding". Check externalAccountBinding.keyID'
+        'The CA says: "The account is not awaiting external account binding". The CA has bound this key id'
     )
     assert "c2VjcmV0" not in str(error) + repr(binding)
+
+
+@pytest.mark.parametrize("instance", [True, False])
+def test_new_terms_are_told_with_their_address(ca: AcmeServer, session: Session, instance: bool) -> None:
+    """The page where somebody has to agree is the problem's `instance`, else the link to the terms.
+
+    Mutation: do not look for the link, or take the first one.
+    """
+    link = '<https://ca.test/up>;rel="up", <https://ca.test/terms/2>;rel="terms-of-service"'
+    refused = problem("userActionRequired", 403, "Terms of service have changed", Link=link)
+    if instance:
+        refused.body["instance"] = "https://ca.test/agree?token=1"
+    ca.script[NEW_ORDER] = [refused]
+    error = permanent(lambda: session.new_order(NAMES))
+    assert error.reason is Reason.TERMS_CHANGED
+    assert ("https://ca.test/agree?token=1" if instance else "https://ca.test/terms/2.") in str(error)
+
+
+def public(pem: bytes) -> dict[str, Any]:
+    """The public half of an EC key, as JWK."""
+    key = load_pem_private_key(pem, None)
+    return dict(JWKEC(key=key).public_key().to_partial_json()) | {"kty": "EC"}
+
+
+def key_change(ca: AcmeServer, *replies: Reply) -> None:
+    """A CA that answers keyChange so."""
+    ca.script[DIRECTORY] = [Reply(body={**ca.directory, "keyChange": ca.origin + "/key-change"})]
+    ca.script["/key-change"] = list(replies)
+    ca.script[ORDER] = [order_reply(ca, 200)]
+
+
+def test_a_change_of_key_is_signed_by_both(ca: AcmeServer, session: Session) -> None:
+    """The request is the old key's, what it carries the new one's, with the account, the old key and no nonce; later
+    requests are the new key's.
+
+    Mutation: put a nonce or a kid into the inner header.
+    """
+    key_change(ca, Reply())
+    new = Keys().account_key()
+    session.change_key(new)
+    outer = ca.requests[-1]
+    assert outer.protected["kid"] == ACCOUNT
+    inner = json.loads(outer.payload)
+    header = json.loads(b64decode(inner["protected"]))
+    assert sorted(header) == ["alg", "jwk", "url"]
+    assert header["url"] == outer.protected["url"] == ca.origin + "/key-change"
+    old_key = public(KEY)
+    assert json.loads(b64decode(inner["payload"])) == {"account": ACCOUNT, "oldKey": old_key}
+    assert header["jwk"] == public(new)
+    assert session.key_authorization("t") == f"t.{account_key(new).thumbprint}"
+
+
+def test_a_session_asks_nothing_while_its_key_is_in_doubt(ca: AcmeServer, session: Session) -> None:
+    """After a change of key without an answer nothing is asked; after a refusal the old key goes on; a later change
+    that is confirmed ends the doubt.
+
+    Mutation: go on with the old key after a lost answer.
+    """
+    new = Keys().account_key()
+    key_change(ca, Reply(raw=b"junk"), problem("conflict", 409), Reply(raw=b"junk"), Reply())
+    temporary(lambda: session.change_key(new))
+    asked = len(ca.requests)
+    assert "has not confirmed" in str(temporary(lambda: session.order(ca.origin + ORDER)))
+    assert len(ca.requests) == asked
+    permanent(lambda: session.change_key(new))
+    session.order(ca.origin + ORDER)
+    assert session.key_authorization("t") == f"t.{account_key(KEY).thumbprint}"
+    temporary(lambda: session.change_key(new))
+    session.change_key(new)
+    session.order(ca.origin + ORDER)
+    assert session.key_authorization("t") == f"t.{account_key(new).thumbprint}"
+
+
+def test_a_request_that_came_after_the_change_of_key_is_sent_again(ca: AcmeServer, session: Session) -> None:
+    """What was signed with the old key, and refused because the key was changed meanwhile, is sent with the new one.
+
+    Mutation: let the refusal pass.
+    """
+    new = Keys().account_key()
+    key_change(ca, Reply())
+
+    def refused() -> Iterator[bytes]:
+        session.change_key(new)
+        yield json.dumps({"type": "urn:ietf:params:acme:error:malformed", "detail": "JWS verification error"}).encode()
+
+    ca.script[ORDER] = [Reply(400, chunks=refused), order_reply(ca, 200)]
+    assert session.order(ca.origin + ORDER).status == "pending"
+    assert ca.paths().count(ORDER) == 2
+
+
+def test_a_ca_without_key_change(ca: AcmeServer, session: Session) -> None:
+    """A directory without keyChange is told, and nothing is sent.
+
+    Mutation: post to an empty URL.
+    """
+    error = permanent(lambda: session.change_key(Keys().account_key()))
+    assert "keyChange" in str(error)
+    assert ca.paths() == [DIRECTORY]
 
 
 @pytest.mark.parametrize("location", ["", "http://ca.test/order/1", "/order/1", "https://ca.test/" + "x" * 5000])

@@ -393,6 +393,6 @@ def test_an_address_that_is_allowed_is_asked(
     egress = Egress(["127.0.0.0/8"])
     egress.cluster = (ip_network("127.0.0.0/8"),)
     resolved = leads_to(monkeypatch, "169.254.169.254", "127.0.0.1")
-    with pytest.raises(TemporaryError, match="Hostname mismatch, certificate is not valid for 'ca.test'"):
+    with pytest.raises(TemporaryError, match=r"Hostname mismatch, certificate is not valid for 'ca\.test'"):
         get(Transport(server.ca_bundle, clock, egress), server.origin.replace("127.0.0.1", "ca.test") + "/dir")
     assert resolved == ["ca.test"]

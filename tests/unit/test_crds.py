@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from certbotk8s.domain import api
+from certbotk8s.domain.bindings import Shape
 
 CRDS = Path(__file__).parents[2] / "crds"
 KINDS: dict[str, api.Kind[Any]] = {
@@ -29,6 +30,7 @@ SCALARS = {str: "string", int: "integer", bool: "boolean", datetime: "string"}
 DEFAULTS_BY_PLACE = {
     "spec.acme.privateKeySecretRef.key": "tls.key",
     "spec.acme.externalAccountBinding.keySecretRef.key": "secret",
+    "spec.acme.bindings[].externalAccountBinding.keySecretRef.key": "secret",
 }
 # The values that the controller compares with, where the schema has to name every one of them.
 ENUMS = {
@@ -36,6 +38,10 @@ ENUMS = {
     "spec.privateKey.encoding": {"PKCS1", "PKCS8"},
     "spec.privateKey.rotationPolicy": {"Always", "Never"},
     "spec.acme.externalAccountBinding.keyAlgorithm": {"HS256", "HS384", "HS512"},
+    "spec.acme.commonName": {"Auto", "Never", "First"},
+    "spec.acme.accountKeyAlgorithm": {"ECDSA", "RSA"},
+    "spec.acme.bindings[].shapes[]": set(Shape),
+    "spec.policy.rules[].namespaceSelector.matchExpressions[].operator": {"In", "NotIn", "Exists", "DoesNotExist"},
 }
 STANDARD = {"apiVersion", "kind", "metadata"}
 
@@ -54,15 +60,16 @@ def schema(plural: str) -> dict[str, Any]:
 
 
 def walk(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every schema below `node` with its path, array items as `[]`; the standard members of an object apart."""
+    """Every schema below `node` with its path, array items as `[]`, values of a map as `{}`; standard members apart."""
     for name, child in node.get("properties", {}).items():
         if path or name not in STANDARD:
             below = f"{path}.{name}" if path else name
             yield below, child
             yield from walk(child, below)
-    if "items" in node:
-        yield f"{path}[]", node["items"]
-        yield from walk(node["items"], f"{path}[]")
+    for mark, keyword in (("[]", "items"), ("{}", "additionalProperties")):
+        if keyword in node:
+            yield f"{path}{mark}", node[keyword]
+            yield from walk(node[keyword], f"{path}{mark}")
 
 
 SCHEMAS = {plural: dict(walk(schema(plural))) for plural in KINDS}
@@ -107,6 +114,8 @@ def type_differences(hint: Any, node: dict[str, Any], path: str) -> Iterator[str
             yield f"{path}: {node['type']} in the CRD, an array in the Struct"
         else:
             yield from type_differences(typing.get_args(hint)[0], node["items"], f"{path}[]")
+    elif typing.get_origin(hint) is dict:
+        yield from type_differences(typing.get_args(hint)[1], node["additionalProperties"], f"{path}{{}}")
     elif isinstance(hint, type) and issubclass(hint, msgspec.Struct):
         if node["type"] != "object":
             yield f"{path}: {node['type']} in the CRD, an object in the Struct"
@@ -171,7 +180,7 @@ def test_crd_is_that_of_the_kind(plural: str) -> None:
 
 
 def test_clusterissuer_differs_from_issuer_only_where_it_must() -> None:
-    """A ClusterIssuer has the fields of an Issuer; only sentences, and the rule on solvers, differ.
+    """A ClusterIssuer has the fields of an Issuer; only sentences, and the policy, differ.
 
     Fails when a limit is changed in issuers.yaml alone.
     """
@@ -184,8 +193,9 @@ def test_clusterissuer_differs_from_issuer_only_where_it_must() -> None:
         return [bare(item) for item in node] if isinstance(node, list) else node
 
     issuer, cluster_issuer = bare(schema("issuers")), bare(schema("clusterissuers"))
-    (rule,) = cluster_issuer["properties"]["spec"]["properties"]["acme"].pop("x-kubernetes-validations")
-    assert rule["rule"] == "has(self.solvers) && size(self.solvers) > 0"
+    (rule,) = cluster_issuer["properties"]["spec"].pop("x-kubernetes-validations")
+    assert rule["rule"] == "has(self.policy) || (has(self.acme.solvers) && size(self.acme.solvers) > 0)"
+    assert cluster_issuer["properties"]["spec"]["properties"].pop("policy")
     assert cluster_issuer == issuer
 
 
@@ -206,13 +216,13 @@ def test_field_is_described_in_three_lines(plural: str, path: str) -> None:
         assert f"Default: {node['default']}." in description
     elif path.startswith("spec.") and required:
         assert description.endswith("Required, no default.")
-    elif parent and not path.endswith("[]") and not required:
+    elif parent and not path.endswith(("[]", "{}")) and not required:
         assert "Default: " in description or "Required, no default." in description
 
 
 @pytest.mark.parametrize(("plural", "path"), FIELDS)
 def test_field_is_bounded(plural: str, path: str) -> None:
-    """Every string and array has an upper bound, every list of status is atomic, and nothing unknown is kept.
+    """Every string, array and map has an upper bound, every list of status is atomic, and nothing unknown is kept.
 
     Fails when a maxLength or maxItems is removed.
     """
@@ -222,6 +232,7 @@ def test_field_is_bounded(plural: str, path: str) -> None:
     if node["type"] == "array":
         assert node["maxItems"] > 0
         assert node["x-kubernetes-list-type"] == "atomic"
+    assert "additionalProperties" not in node or node["maxProperties"] > 0
     assert "x-kubernetes-preserve-unknown-fields" not in node
 
 

@@ -11,7 +11,12 @@ from certbotk8s.settings import Settings
 REFERENCE = (Path(__file__).parents[2] / "docs" / "reference.md").read_text()
 
 # Defaults that are found out, not fixed.
-BY_ITSELF = {"nameservers": "the system's", "allow_addresses": "none", "issuer_servers": "any", "identity": "the host's name and a random part"}
+BY_ITSELF = {
+    "nameservers": "the system's",
+    "allow_addresses": "none",
+    "issuer_servers": "any",
+    "identity": "the host's name and a random part",
+}
 
 
 def section(title: str) -> str:

@@ -102,21 +102,21 @@ def test_every_state_is_on_a_way_from_rest_to_rest(state: State) -> None:
 
 @pytest.mark.parametrize("state", WITH_ORDER)
 def test_no_order_is_placed_beside_another(state: State) -> None:
-    """Once there is an order, a new one is placed only when that one is over, gone, or for something else by now.
+    """Once there is an order, a new one is placed only when that one is over, lost, or for something else by now.
 
     Mutation: lead a failed step, or Finalizing with an order that is ready, back to Requested.
     """
-    over = frozenset({Outcome.ORDER_GONE, Outcome.REQUEST_CHANGED, Outcome.CLEANED_UP})
+    over = frozenset({Outcome.ORDER_GONE, Outcome.ORDER_TAKEN, Outcome.REQUEST_CHANGED, Outcome.CLEANED_UP})
     assert not reachable(state, without=over) & STARTS
 
 
 def test_finalizing_never_starts_again_by_itself() -> None:
-    """From Finalizing no single outcome leads to where an order is placed but a changed spec.
+    """From Finalizing no single outcome leads to where an order is placed but a changed spec, or another's certificate.
 
     Mutation: lead REFUSED from Finalizing to none.
     """
     back = {outcome for outcome, to in MOVES[State.FINALIZING].items() if to in STARTS}
-    assert back == {Outcome.REQUEST_CHANGED}
+    assert back == {Outcome.REQUEST_CHANGED, Outcome.ORDER_TAKEN}
 
 
 def test_only_a_stored_certificate_is_a_success() -> None:

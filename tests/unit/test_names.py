@@ -6,13 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.provisional import domains
+from msgspec import structs
 
+from certbotk8s.domain import api
 from certbotk8s.domain.errors import PermanentError
 from certbotk8s.domain.names import common_name, listing, names_hash, normalise, wanted_names
 from certbotk8s.domain.reasons import Reason
 from tests.builders import certificate
 
 LONG = ".".join(["a" * 49] * 5)  # 249 characters
+FIRST = api.AcmeSpec("https://ca.test/dir", api.SecretKeyRef("account"), common_name="First")
 ROOMY = f"{'a' * 40}.{'b' * 40}.example.test"  # a DNS name too long for a common name
 
 
@@ -178,7 +181,7 @@ def test_common_name_is_one_of_the_names_ordered(names: list[str], asked: str, e
     Mutation: take the first name unmeasured, measure with < 64, or keep a common name that a wildcard covers.
     """
     spec = certificate(names=names, common_name=asked).spec
-    assert common_name(spec) == expected
+    assert common_name(spec, FIRST) == expected
     assert expected in {*wanted_names(spec), ""}
 
 
@@ -199,8 +202,37 @@ def test_a_common_name_that_cannot_be_is_refused(names: list[str], asked: str, w
     Mutation: return the common name without looking at it.
     """
     with pytest.raises(PermanentError, match=words) as caught:
-        common_name(certificate(names=names, common_name=asked).spec)
+        common_name(certificate(names=names, common_name=asked).spec, FIRST)
     assert caught.value.reason is Reason.INVALID_SPEC
+
+
+BINDING = api.ExternalAccountBinding("kid", api.SecretKeyRef("hmac"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "binding", "expected"),
+    [
+        ("Auto", None, ""),
+        ("Auto", BINDING, "a.test"),
+        ("First", None, "a.test"),
+        ("First", BINDING, "a.test"),
+        ("Never", None, ""),
+        ("Never", BINDING, ""),
+    ],
+)
+def test_the_issuer_says_whether_there_is_a_common_name(
+    setting: str, binding: api.ExternalAccountBinding | None, expected: str
+) -> None:
+    """What a spec leaves open the issuer's setting decides, by default whether its account is bound; what the spec
+    asks for stands.
+
+    Mutation: take Auto for First, or let Never win over the spec.
+    """
+    acme = structs.replace(FIRST, common_name=setting, external_account_binding=binding)
+    names = ("a.test", "b.test")
+    assert common_name(certificate(names=names).spec, acme) == expected
+    assert common_name(certificate(names=names, common_name="b.test").spec, acme) == "b.test"
+    assert common_name(certificate(names=names).spec, None) == ""
 
 
 NAMES = st.lists(st.sampled_from(["a.test", "b.test", "*.a.test", "c.test", "ab.test"]))

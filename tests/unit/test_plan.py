@@ -27,6 +27,7 @@ from certbotk8s.domain.plan import (
     hold,
     issuer_name,
     issuer_ready,
+    issuer_version,
     key_size,
     misfit,
     need,
@@ -332,6 +333,12 @@ def failed(*, wait: timedelta = HOUR, order: api.RecentOrder | None = FAILED, **
     )
 
 
+def limited(*, generation: int = 1, wait: timedelta = HOUR, why: Reason = Reason.RATE_LIMITED) -> api.Certificate:
+    """A Certificate for which the CA asked to wait an hour."""
+    said = condition("Issuing", "True", why, "too many new orders", observed_generation=generation)
+    return certificate(status={"conditions": (said,), "next_attempt_time": NOW + wait})
+
+
 def issued(*, ago: timedelta = MINUTE, life: timedelta = 90 * DAY, generation: int = 1, **meta: Any) -> api.Certificate:
     """A Certificate that was issued a minute ago."""
     return certificate(
@@ -344,11 +351,19 @@ def issued(*, ago: timedelta = MINUTE, life: timedelta = 90 * DAY, generation: i
     )
 
 
+BOUND = api.ExternalAccountBinding("kid-1", api.SecretKeyRef("eab"))
+# Of another namespace, and the first.
+HOLDER = certificate("theirs", namespace="pay", age=9 * DAY, generation=2)
 HELD: dict[Reason, dict[str, Any]] = {
     Reason.INVALID_SPEC: {"invalid": INVALID},
     Reason.SECRET_CONFLICT: {"rivals": (OLDER,), "secret": None},
+    Reason.SECRET_IMMUTABLE: {"secret": tls_secret(immutable=True)},
     Reason.ISSUER_NOT_FOUND: {"issuer": None},
     Reason.ISSUER_NOT_READY: {"issuer": issuer(ready="False", message="The CA is away.")},
+    Reason.NOT_ALLOWED: {"issuer": issuer(policy=api.Policy(()))},
+    Reason.NAME_CLAIMED: {"contenders": (HOLDER,)},
+    Reason.NO_BINDING_FITS: {"issuer": issuer(bindings=(api.BindingSpec("rsa", BOUND, ("RSA",)),))},
+    Reason.RATE_LIMITED: {"of": limited()},
     Reason.CHALLENGE_FAILED: {"of": failed()},
     Reason.BACKING_OFF: {"of": issued()},
 }
@@ -391,6 +406,46 @@ def test_the_first_of_two_holds_is_said(first: Reason, second: Reason) -> None:
     Mutation: swap two checks of the list.
     """
     assert found(hold(observed(**HELD[second], **HELD[first]))) is first
+
+
+@pytest.mark.parametrize(
+    ("of", "held"),
+    [
+        (limited(), True),
+        (limited(wait=-MINUTE), False),
+        (limited(generation=0), False),
+        (limited(why=Reason.ORDER_PENDING), False),
+        (limited(wait=30 * DAY), False),
+    ],
+)
+def test_what_the_ca_asked_for_holds_for_that_request(of: api.Certificate, *, held: bool) -> None:
+    """Retry-After holds until its time, for the spec that was refused; a time that no CA can have named does not.
+
+    Mutation: leave the generation out of account, or the bound.
+    """
+    finding = hold(observed(of))
+    assert bool(finding) == held
+    assert finding is None or finding.until == NOW + HOUR
+
+
+def test_a_changed_issuer_is_asked_at_once() -> None:
+    """A failure says nothing of an issuer that was changed or made again since; of the same one it does.
+
+    Mutation: leave the issuer out of account.
+    """
+    same = issuer()
+    of = failed(order=recent_order(Reason.CHALLENGE_FAILED, issuer=issuer_version(same)))
+    assert found(hold(observed(of, issuer=same))) is Reason.CHALLENGE_FAILED
+    assert hold(observed(of, issuer=issuer(generation=2))) is None
+    assert hold(observed(of, issuer=issuer(uid="of the next"))) is None
+
+
+def test_a_back_off_told_by_a_wrong_clock_does_not_hold() -> None:
+    """A next attempt further ahead than anything is put off was reckoned by a clock that was wrong.
+
+    Mutation: hold until then.
+    """
+    assert hold(observed(failed(wait=2 * DAY))) is None
 
 
 def test_a_failure_is_said_before_the_shortest_interval() -> None:
@@ -796,6 +851,7 @@ ANOTHER_REQUEST = {
     "a name more": asked(spec(dns_names=("a.test", "b.test", "c.test"))),
     "a name fewer": asked(spec(dns_names=("a.test",))),
     "common name": asked(spec(common_name="b.test")),
+    "common name by the issuer": asked(observed(PAIR, issuer=issuer(common_name="First"))),
     "algorithm": asked(spec(private_key=api.PrivateKeySpec("RSA"))),
     "size": asked(spec(private_key=api.PrivateKeySpec("ECDSA", 384))),
     "encoding": asked(spec(private_key=api.PrivateKeySpec("ECDSA", encoding="PKCS8"))),
@@ -820,8 +876,8 @@ def test_another_request_has_another_hash(one: str, other: str) -> None:
 @pytest.mark.parametrize(
     "seen",
     [
-        spec(dns_names=("B.test", "a.test", "a.test."), common_name="a.test"),
-        spec(common_name="a.test"),
+        spec(dns_names=("B.test", "a.test", "a.test.")),
+        observed(PAIR, issuer=issuer(common_name="Never")),
         spec(secret_name="another"),
         spec(renew_before="1h"),
         spec(renew_before_percentage=10),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certbotk8s.domain.errors import PermanentError, Problem, TemporaryError
-from certbotk8s.domain.problems import RULES, Place, Side, judge, reason, side
+from certbotk8s.domain.problems import BINDING_REFUSALS, RULES, Place, Side, judge, reason, side
 from certbotk8s.domain.reasons import Reason
 
 # RFC 8555 section 6.7, RFC 8739 section 6.4, RFC 9115, RFC 9773, RFC 9799, draft-ietf-acme-profiles, Boulder.
@@ -135,6 +135,7 @@ def test_what_stood_inside_an_order_or_challenge_is_final(kind: str, place: Plac
         (503, "malformed", Place.RESOURCE, None),
         (403, "unauthorized", Place.ACCOUNT, Reason.ACCOUNT_DEACTIVATED),
         (403, "unauthorized", Place.BINDING, Reason.EAB_REFUSED),
+        (403, "externalAccountRequired", Place.BINDING, Reason.EAB_REFUSED),
         (400, "malformed", Place.BINDING, Reason.EAB_REFUSED),
         (403, "unauthorized", Place.RESOURCE, Reason.CA_REFUSED),
         (403, "userActionRequired", Place.ACCOUNT, Reason.TERMS_CHANGED),
@@ -220,3 +221,82 @@ def test_every_problem_ends_in_a_sentence(problem: Problem, place: Place) -> Non
     assert str(error).startswith("Doing a thing ")
     assert str(error).endswith(".")
     assert len(str(judged(Problem("caa", "x" * 100_000, status=403)))) < 2500
+
+
+# What CAs answer to a binding, as users have reported it; type, detail, what is meant.
+REFUSED_BINDINGS = [
+    # Sectigo, ZeroSSL
+    (
+        "malformed",
+        "[External Account Binding] The account is not awaiting external account binding",
+        Reason.EAB_ALREADY_BOUND,
+    ),
+    ("malformed", "[External Account Binding] The Key Identifier was not recognized", Reason.EAB_KEY_ID_UNKNOWN),
+    # step-ca
+    (
+        "unauthorized",
+        "the external account binding key with id 'k' was already bound to account 'a' on 2026-01-02T03:04:05Z",
+        Reason.EAB_USED,
+    ),
+    ("unauthorized", "the field 'kid' references an unknown key", Reason.EAB_KEY_ID_UNKNOWN),
+    # Google
+    (
+        "unauthorized",
+        "Unknown external account binding (EAB) key. This may be due to the EAB key expiring which occurs 7 days after "
+        "creation.",
+        Reason.EAB_EXPIRED,
+    ),
+    ("unauthorized", "External Account Binding JWS verification failed", Reason.EAB_MAC_WRONG),
+    # Pebble
+    (
+        "unauthorized",
+        "the field 'kid' references a key that is not known to the ACME server",
+        Reason.EAB_KEY_ID_UNKNOWN,
+    ),
+    (
+        "unauthorized",
+        "external account binding JWS verification error: go-jose/go-jose: error in cryptographic primitive",
+        Reason.EAB_MAC_WRONG,
+    ),
+    # others
+    ("malformed", "external account binding is not supported", Reason.EAB_NOT_NEEDED),
+    ("unauthorized", "EAB credentials have expired", Reason.EAB_EXPIRED),
+    ("unauthorized", "This EAB has already been used", Reason.EAB_USED),
+    ("malformed", "MAC validation failed", Reason.EAB_MAC_WRONG),
+    ("externalAccountRequired", "The request must include a value for the field", Reason.EAB_REFUSED),
+    ("unauthorized", "access_denied_invalid_key", Reason.EAB_REFUSED),
+]
+
+
+@pytest.mark.parametrize(("kind", "detail", "expected"), REFUSED_BINDINGS)
+def test_what_is_wrong_with_a_binding_is_told_apart(kind: str, detail: str, expected: Reason) -> None:
+    """The words that CAs are known for have a reason each; others end as EABRefused; all keep the CA's words.
+
+    Mutation: remove any row of BINDING_REFUSALS, or search in another order.
+    """
+    error = judged(Problem(kind, detail, status=403), Place.BINDING)
+    assert isinstance(error, PermanentError)
+    assert error.reason is expected
+    assert detail in str(error).replace('"', "") or detail.rstrip(".") in str(error)
+    elsewhere = judged(Problem(kind, detail, status=403), Place.ENDPOINT)
+    assert isinstance(elsewhere, PermanentError)
+    assert elsewhere.reason in {Reason.CA_REFUSED, Reason.EAB_REQUIRED}
+
+
+def test_every_row_on_bindings_is_seen() -> None:
+    """Each row of the table is what some CA's words end at, with an advice of its own.
+
+    Mutation: add a row that an earlier one covers.
+    """
+    met = {expected for _, _, expected in REFUSED_BINDINGS}
+    assert {rule.reason for _, _, rule in BINDING_REFUSALS} == met - {Reason.EAB_REFUSED}
+    assert len({rule.advice for _, _, rule in BINDING_REFUSALS}) == len(BINDING_REFUSALS)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_ca_refuses_no_binding(status: int) -> None:
+    """Whatever the words, an overloaded CA is asked again.
+
+    Mutation: look for words whatever the status.
+    """
+    assert isinstance(judged(Problem("serverInternal", "key not found", status=status), Place.BINDING), TemporaryError)

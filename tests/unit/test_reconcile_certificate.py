@@ -18,6 +18,7 @@ from certbotk8s.domain import api
 from certbotk8s.domain.errors import PermanentError, Problem, TemporaryError
 from certbotk8s.domain.problems import judge
 from certbotk8s.domain.reasons import Reason
+from certbotk8s.domain.renewal import SELF_CHECKS
 from certbotk8s.ports import Key
 from certbotk8s.reconcile.claims import Claims
 from certbotk8s.reconcile.secrets import next_key_name
@@ -355,6 +356,7 @@ def test_several_faults_cost_no_certificate(begin: Callable[[], World], faults: 
             world.settle(1200)
         except Crash:
             world.start()
+    world.effects.no_more()
     world.settle(1200)
     world.process.sweep()
     issued_once(world, BEGINNINGS[begin], str(faults))
@@ -602,7 +604,8 @@ def test_an_account_that_is_not_open_is_waited_for_not_given_up() -> None:
 
 @pytest.mark.parametrize("finalized", [False, True])
 def test_an_order_whose_account_is_gone_does_not_hold_up_for_ever(finalized: bool) -> None:
-    """While the controller is down the issuer moves to another CA: the old order cannot be followed, a new one is made.
+    """While the controller is down the issuer moves to another CA, and the old account's key is lost: the old order
+    cannot be followed, a new one is made.
 
     Mutation: wait until the account of the order is open.
     """
@@ -614,6 +617,7 @@ def test_an_order_whose_account_is_gone_does_not_hold_up_for_ever(finalized: boo
     other = FakeCA(world.clock, "https://other.example.test/directory")
     world.authority.cas[other.url] = other
     world.issuer(server=other.url)
+    world.delete(api.SECRET, "ca-account")
     world.start()
     world.settle(300)
     assert len(other.issued) == 1
@@ -865,6 +869,35 @@ def test_a_foreign_secret_where_the_next_key_belongs_is_told() -> None:
 # --- what the CA does wrong -------------------------------------------------------------------------------------------
 
 
+def test_an_order_that_another_has_finalized_is_no_failure() -> None:
+    """A valid order whose certificate is for another key is left, and a new one placed at once; nobody is blamed.
+
+    Mutation: count it as CertificateRejected.
+    """
+    world = first()
+    alter = [other_key]
+    world.ca.alter = lambda leaf: alter.pop()(leaf) if alter else leaf
+    world.settle(10)
+    assert ready_of(world) == ("True", "Ready")
+    assert world.status().failed_attempts == 0
+    assert [order.outcome for order in world.status().recent_orders] == ["CertificateRejected", "Issued"]
+    assert world.counts()["newOrder"] == 2
+    world.nothing_left()
+
+
+def test_an_empty_chain_makes_no_loop() -> None:
+    """A CA that serves nothing where the certificate should be is not asked again and again, and that is told.
+
+    Mutation: fetch the chain whenever there is nothing in it.
+    """
+    world = first()
+    world.ca.served = lambda _chain: b""
+    world.settle(30)
+    assert world.counts()["certificate"] == 1
+    assert condition_of(world) == ("False", "CertificateRejected")
+    assert "it cannot be read" in world.condition("Issuing").message
+
+
 def other_key(leaf: Leaf) -> Leaf:
     return replace(leaf, public_key=ec.generate_private_key(ec.SECP256R1()).public_key())
 
@@ -1006,6 +1039,45 @@ def test_retry_after_of_an_error_is_kept_to_and_shown() -> None:
 
 
 @pytest.mark.parametrize("kind", ["newOrder", "order", "finalize"])
+def test_retry_after_outlives_the_process(kind: str) -> None:
+    """A restart does not make the CA be asked before the time that it named, whatever it had refused.
+
+    Mutation: keep the time in memory only.
+    """
+    world = first()
+    limited = judge(Problem("rateLimited", "too many", 429), retry_after=timedelta(hours=3), doing="asking")
+    world.ca.fail(kind, limited)
+    world.live(600)
+    for _ in range(3):
+        world.start()
+        world.live(3000)
+    assert world.counts()[kind] == 1
+    assert condition_of(world)[1] == "RateLimited"
+    assert ready_of(world) == ("False", "RateLimited")
+    world.start()
+    world.settle(3600)
+    issued_once(world, 1, "")
+
+
+def test_a_changed_spec_does_not_wait_for_the_former() -> None:
+    """What the CA asked to put off was the former request: the changed one is made at once, after a restart too.
+
+    Mutation: hold whatever the spec says by now.
+    """
+    for restart in (False, True):
+        world = first()
+        limited = judge(Problem("rateLimited", "too many", 429), retry_after=timedelta(hours=3), doing="asking")
+        world.ca.fail("newOrder", limited)
+        world.settle(60)
+        if restart:
+            world.start()
+            world.settle(60)
+        rename(world)
+        world.settle(60)
+        issued_once(world, 1, str(restart))
+
+
+@pytest.mark.parametrize("kind", ["newOrder", "order", "finalize"])
 def test_retry_after_nought_is_no_invitation(kind: str) -> None:
     """Errors and orders with Retry-After 0 are looked at again by our own ladder, not in a loop.
 
@@ -1053,6 +1125,18 @@ def test_the_own_status_write_does_not_end_a_wait() -> None:
         world.api.put(api.CERTIFICATE, raw)
         world.settle(1)
     assert world.counts() == {}
+
+
+def test_the_first_self_check_comes_after_the_first_pause() -> None:
+    """What was just presented is not looked at in the same moment: nothing can have loaded it yet.
+
+    Mutation: look at once.
+    """
+    world, calls = first(), []
+    world.process.solver.before = lambda method: calls.append((method, world.clock.monotonic()))
+    world.settle()
+    presented, looked = (next(time for each, time in calls if each == method) for method in ("present", "is_ready"))
+    assert looked - presented >= SELF_CHECKS[0].total_seconds()
 
 
 def test_a_self_check_that_fails_delays_the_ca_by_a_minute_at_most() -> None:
@@ -1232,12 +1316,12 @@ def test_the_second_goes_on_when_the_first_gives_the_secret_up(way: str) -> None
 
 
 def test_the_same_names_in_two_namespaces_wait_for_each_other() -> None:
-    """Through one ClusterIssuer one of two Certificates with the same names orders first; the other says so, and then.
+    """Of two namespaces that a rule allows the same names one orders first; the other says so, and then orders too.
 
     Mutation: let both have the order that the CA returns to both.
     """
     world = World()
-    world.issuer("shared", kind="ClusterIssuer")
+    world.issuer("shared", kind="ClusterIssuer", rules=[{"namespaces": [SHOP, "team"], "dnsNames": [NAME]}])
     world.settle()
     world.ca.holds_validation = True
     ref = {"name": "shared", "kind": "ClusterIssuer"}
@@ -1246,10 +1330,9 @@ def test_the_same_names_in_two_namespaces_wait_for_each_other() -> None:
     world.settle(20)
     assert world.counts()["newOrder"] == 1
     waiting = next(ns for ns in (SHOP, "team") if not world.status(namespace=ns).issuance)
-    holder = "team" if waiting == SHOP else SHOP
     condition = world.condition("Issuing", namespace=waiting)
     assert condition.reason == "SameNames"
-    assert condition.message == f"Waiting for {holder}/web-tls, which is ordering the same names"
+    assert condition.message == "Waiting for a Certificate of another namespace, which is ordering the same names"
     process = world.start()
     process.settle(20)
     assert world.counts()["newOrder"] == 1
@@ -1297,6 +1380,50 @@ def test_a_certificate_that_is_held_up_holds_up_no_other() -> None:
     assert world.status("free").issuance
     assert api.find_condition(world.status("free").conditions, "Issuing") is not None
     assert world.condition("Issuing", "free").reason == "OrderPending"
+
+
+def test_a_deleted_certificate_gives_its_authorizations_up() -> None:
+    """A Certificate that is deleted before the CA was answered leaves no authorization waiting there.
+
+    Mutation: forget the order with the Certificate.
+    """
+    world = first()
+    world.process.solver.missing = "it is not served yet"
+    world.settle(5)
+    assert world.ca.pending_authorizations()
+    world.delete(api.CERTIFICATE, "web-tls")
+    world.settle(5)
+    assert world.ca.pending_authorizations() == []
+    world.nothing_left()
+
+
+def test_a_changed_issuer_ends_the_back_off() -> None:
+    """Where the issuer is mended after a failure, nobody has to wait or to ask.
+
+    Mutation: leave the issuer out of account.
+    """
+    world = with_issuer(solvers=[])
+    world.certificate()
+    world.settle(200)
+    assert condition_of(world) == ("False", "NotPreauthorized")
+    world.solvers = SOLVERS
+    world.issuer()
+    world.settle(5)
+    assert ready_of(world) == ("True", "Ready")
+
+
+def test_the_default_size_by_name_keeps_the_order() -> None:
+    """The size that a key has anyway may be written into the spec at any effect; the order goes on.
+
+    Mutation: hash the spec's size as it stands.
+    """
+
+    def name_it(world: World) -> None:
+        world.certificate(privateKey={**ECDSA, "size": 256})
+
+    for world, label in at_every_effect(first, "after", name_it):
+        issued_once(world, 1, label)
+        assert world.counts()["newOrder"] == 1, label
 
 
 # --- Secrets that are there already -----------------------------------------------------------------------------------
@@ -1437,6 +1564,37 @@ def test_a_secret_that_appears_while_the_order_is_under_way_is_not_overwritten()
     assert secret
     assert set(secret.data) == {"mine"}
     assert condition_of(world) == ("False", "SecretNotOwned")
+
+
+@pytest.mark.parametrize("begin", [renewal, preauthorized])
+def test_an_immutable_secret_costs_no_order(begin: Callable[[], World]) -> None:
+    """A Secret that can take no new certificate is told with what to do, before anything is ordered for it.
+
+    It may become so at any effect: then the certificate that was under way is lost, and no other is ordered.
+    Mutation: order whatever the Secret says.
+    """
+
+    def freeze(world: World) -> None:
+        if world.api.get(api.SECRET, SHOP, "web-tls"):
+            world.api.put(api.SECRET, world.raw(api.SECRET, "web-tls") | {"immutable": True})
+
+    world = World().ready()
+    freeze(world)
+    world.clock.advance(60 * DAY + 1)
+    world.ca.requests.clear()
+    world.settle(4 * 3600)
+    assert world.counts() == {}
+    assert ready_of(world) == ("True", "Ready")
+    assert condition_of(world) == ("False", "SecretImmutable")
+    assert "Secret shop/web-tls is immutable" in world.condition("Issuing").message
+    world.delete(api.SECRET, "web-tls")
+    world.settle()
+    issued_once(world, 2, "")
+    for other, label in at_every_effect(begin, "after", freeze):
+        orders = len(other.ca.issued)
+        other.settle(7200)
+        assert len(other.ca.issued) == orders <= BEGINNINGS[begin], label
+        assert other.broken_pairs == [], label
 
 
 def test_a_restored_secret_that_appears_while_the_order_is_under_way_is_taken_over() -> None:
@@ -1668,7 +1826,7 @@ def test_what_was_waited_for_is_no_longer_said_when_it_is_over() -> None:
 
 
 def test_a_backoff_says_why_whatever_was_said_meanwhile() -> None:
-    """After a failure and an issuer that went and came back, the condition speaks of the failure, not of the issuer.
+    """After a failure and an issuer that was not ready for a while, the condition speaks of the failure again.
 
     Mutation: repeat the condition's last sentence.
     """
@@ -1676,12 +1834,13 @@ def test_a_backoff_says_why_whatever_was_said_meanwhile() -> None:
     world.ca.validate = lambda _name, _token: Problem("dns", "NXDOMAIN")
     world.settle(80)
     assert world.status().failed_attempts == 2
-    world.delete(api.ISSUER, "ca")
-    world.settle(5)
-    assert condition_of(world) == ("False", "IssuerNotFound")
-    world.issuer()
-    world.settle(5)
-    assert condition_of(world) == ("False", "BackingOff")
+    key = world.raw(api.SECRET, "ca-account")["data"]["tls.key"]
+    for content, reason in (("anVuaw==", "IssuerNotReady"), (key, "BackingOff")):
+        secret = world.raw(api.SECRET, "ca-account")
+        secret["data"]["tls.key"] = content
+        world.api.put(api.SECRET, secret)
+        world.settle(5)
+        assert condition_of(world) == ("False", reason)
     assert (
         "The last attempt failed (ChallengeFailed). Next attempt 2026-11-20 09:1" in world.condition("Issuing").message
     )

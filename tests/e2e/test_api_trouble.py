@@ -1,0 +1,332 @@
+"""An API server that is away, slow, throttled, full, or shows old news: work resumes, and nothing is issued twice.
+
+The controller's way to it leads through a proxy (tests/lab/kube_proxy.py); what the test itself asks goes directly.
+Certificates are counted at the CA, the controller's requests at the proxy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import urllib.error
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.e2e.faults import proxied_controller
+from tests.lab.kube_proxy import error_event, is_watch, refused
+from tests.site import CERTIFICATES, Site, assert_plain, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.lab.controller import Controller
+    from tests.lab.kube_proxy import KubeProxy
+    from tests.lab.lab import Lab
+    from tests.lab.proxy import Fault, Request
+
+# Of the controller's requests in trouble, for each second that it lasts: what its watches, its lease, and a handful of
+# keys that are tried again later each time may ask.
+PER_SECOND = 40
+
+
+@pytest.fixture(scope="module")
+def proxied(lab: Lab) -> Iterator[tuple[Controller, KubeProxy]]:
+    with proxied_controller(lab) as both:
+        yield both
+
+
+@pytest.fixture(scope="module")
+def controller(proxied: tuple[Controller, KubeProxy]) -> Controller:
+    """The controller, in place of the one that others share."""
+    return proxied[0]
+
+
+@pytest.fixture(scope="module")
+def way(proxied: tuple[Controller, KubeProxy]) -> KubeProxy:
+    """Its way to the API server."""
+    return proxied[1]
+
+
+@pytest.fixture(autouse=True)
+def _plain(site: Site, controller: Controller) -> Iterator[None]:
+    """Whatever a test provokes is told in plain words, and nothing broke inside."""
+    already = controller.log.stat().st_size
+    yield
+    assert_plain(site.said())
+    said = controller.log.read_bytes()[already:].decode()
+    assert "Traceback" not in said
+    assert "a bug in the controller" not in said.lower()
+
+
+def write(request: Request) -> bool:
+    """Every change, but for the lease."""
+    return request.method != "GET" and "/leases" not in request.path
+
+
+def all_ready(site: Site, count: int, timeout: float) -> list[dict[str, Any]]:
+    """The statuses of the namespace's Certificates once that many are Ready and nothing is under way."""
+
+    def look() -> list[dict[str, Any]] | None:
+        found: Any = site.lab.api(f"{CERTIFICATES}/namespaces/{site.namespace}/certificates")["items"]
+        done = [
+            each["status"]
+            for each in found
+            if each.get("status", {}).get("revision") and "issuance" not in each["status"]
+        ]
+        return done if len(done) == count else None
+
+    return wait_for(look, f"{count} Certificates issued", timeout=timeout, pause=0.5)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.soak)])
+def test_many_while_the_watches_lag(lab: Lab, site: Site, way: KubeProxy, issuer: str, suffix: str, count: int) -> None:
+    """With watches that tell everything two seconds late, each Certificate costs one order and one certificate.
+
+    Mutation: let the caches not show own writes in `KubeCluster._absorb`.
+    """
+    since, mark, asked = lab.acme.mark(), lab.mark(), len(way.exchanges)
+    way.lag = 2.0
+    start = time.monotonic()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for done in [
+                pool.submit(site.certificate, f"web{number}", [f"web{number}.{suffix}"], issuer)
+                for number in range(count)
+            ]:
+                done.result()
+        statuses = all_ready(site, count, timeout=30 + count * 0.6)
+        seconds = time.monotonic() - start
+        time.sleep(3)  # what the watches still have to tell
+    finally:
+        way.lag = 0.0
+    site.nothing_left()
+    issued, orders, requests = lab.acme.issued(since), lab.orders(mark), len(way.requests(asked))
+    print(f"\n{count} Certificates: {issued} certificates, {orders} orders, {requests} requests, {seconds:.1f} s")
+    assert [status["revision"] for status in statuses] == [1] * count
+    assert not any(status.get("failedAttempts") for status in statuses)
+    assert (issued, orders) == (count, count)
+
+
+@contextlib.contextmanager
+def in_trouble(lab: Lab, site: Site, way: KubeProxy, issuer: str, suffix: str, *, count: int = 5) -> Iterator[None]:
+    """Some Certificates are asked for; trouble, which the body makes and ends, meets them; all are issued once.
+
+    Around an order that was placed but could not be remembered another one is placed: that costs no certificate.
+    """
+    site.certificate("before", [f"before.{suffix}"], issuer)
+    serial = site.ready("before")["serialNumber"]
+    site.nothing_left()
+    since, mark, asked, start = lab.acme.mark(), lab.mark(), len(way.exchanges), time.monotonic()
+    for number in range(count):
+        site.certificate(f"web{number}", [f"web{number}.{suffix}"], issuer)
+    yield
+    for number in range(count):
+        assert site.ready(f"web{number}", timeout=120).get("failedAttempts", 0) == 0
+    site.nothing_left()
+    seconds, requests = time.monotonic() - start, len(way.requests(asked))
+    issued, orders = lab.acme.issued(since), lab.orders(mark)
+    print(f"\n{issued} certificates, {orders} orders, {requests} requests to the API server in {seconds:.1f} s")
+    assert issued == count
+    assert count <= orders <= 2 * count
+    assert requests <= 30 * count + PER_SECOND * seconds
+    assert site.ready("before")["serialNumber"] == serial
+
+
+def keep_running(controller: Controller, seconds: float) -> None:
+    """What a kubelet does meanwhile: a controller that ended is started again."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if controller.ended() is not None:
+            controller.start()
+        time.sleep(0.5)
+
+
+@pytest.mark.parametrize("seconds", [1.0, pytest.param(120.0, marks=pytest.mark.soak)])
+def test_away(
+    lab: Lab, site: Site, way: KubeProxy, controller: Controller, issuer: str, suffix: str, seconds: float
+) -> None:
+    """An API server that is away in the midst of orders delays them."""
+    with in_trouble(lab, site, way, issuer, suffix):
+        time.sleep(0.2)
+        way.cut()
+        keep_running(controller, seconds)
+        way.mend()
+        controller.wait_ready()
+
+
+def test_silent(lab: Lab, site: Site, way: KubeProxy, controller: Controller, issuer: str, suffix: str) -> None:
+    """The same when connections stay open and nothing passes."""
+    with in_trouble(lab, site, way, issuer, suffix):
+        time.sleep(0.2)
+        way.stall()
+        keep_running(controller, 3.0)
+        way.flow()
+        controller.wait_ready()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(refused(410, "Expired", "too old resource version"), id="status"),
+        pytest.param(error_event(410, "Expired", "too old resource version"), id="event"),
+    ],
+)
+def test_a_version_that_has_expired(
+    lab: Lab, site: Site, way: KubeProxy, issuer: str, suffix: str, fault: Fault
+) -> None:
+    """Watches that are told that their version is gone, by a status or by an event, list again and miss nothing.
+
+    Mutation: go on watching from the old version after a 410.
+    """
+    site.certificate("web", [f"web.{suffix}"], issuer)
+    site.ready("web")
+    site.nothing_left()
+    mark, asked, start = lab.mark(), len(way.exchanges), time.monotonic()
+    refused_once: set[str] = set()
+
+    def first(request: Request) -> bool:
+        fits = is_watch(request) and request.path not in refused_once
+        refused_once.update({request.path} if fits else ())
+        return fits
+
+    with way.inject(first, fault):
+        way.cut_streams()
+        site.delete(site.secret_path("web"))  # while nobody watches
+        wait_for(lambda: len(refused_once) >= 7, "every watch is refused")
+    site.condition("web", "Ready", "False", "BackingOff")
+    assert lab.orders(mark) == 0
+    wait_for(
+        lambda: refused_once <= {each.path for each in way.exchanges[asked:] if "limit=" in each.target},
+        "all are listed again",
+    )
+    site.certificate("next", [f"next.{suffix}"], issuer)
+    site.ready("next")
+    requests = way.requests(asked)
+    print(f"\n{len(requests)} requests to the API server in {time.monotonic() - start:.1f} s")
+    assert len(requests) <= 30 + PER_SECOND * (time.monotonic() - start)
+
+
+def test_watches_that_are_cut(lab: Lab, site: Site, way: KubeProxy, issuer: str, suffix: str) -> None:
+    """Watches that are cut again and again in the midst of orders go on where they were.
+
+    Mutation: let a reflector end when its watch is cut.
+    """
+    with in_trouble(lab, site, way, issuer, suffix, count=10):
+        for _ in range(10):
+            way.cut_streams()
+            time.sleep(0.3)
+
+
+def busy(change: Callable[[int], None]) -> contextlib.AbstractContextManager[list[int]]:
+    """A second writer at full speed; gives a list that grows with its writes."""
+
+    @contextlib.contextmanager
+    def writing() -> Iterator[list[int]]:
+        written: list[int] = []
+        stop = threading.Event()
+
+        def run() -> None:
+            while not stop.is_set():
+                with contextlib.suppress(urllib.error.HTTPError):  # it has its conflicts too
+                    change(len(written))
+                    written.append(len(written))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield written
+        finally:
+            stop.set()
+            thread.join()
+
+    return writing()
+
+
+def test_somebody_annotates_all_the_time(lab: Lab, site: Site, way: KubeProxy, issuer: str, suffix: str) -> None:
+    """A second writer of the Certificate's metadata, at full speed, costs repeated writes and no order."""
+    since, mark, asked = lab.acme.mark(), lab.mark(), len(way.exchanges)
+    site.certificate("web", [f"web.{suffix}"], issuer)
+
+    def annotate(number: int) -> None:
+        path = site.certificate_path("web")
+        found = lab.api(path)
+        found["metadata"]["annotations"] = {"example.test/n": str(number)}  # type: ignore[index]
+        lab.api(path, method="PUT", body=found)
+
+    with busy(annotate) as written:
+        site.ready("web")
+    site.nothing_left()
+    conflicts = sum(each.status == 409 for each in way.exchanges[asked:])
+    requests = len(way.requests(asked))
+    print(f"\n{len(written)} writes of another, {conflicts} conflicts, {lab.orders(mark)} orders, {requests} requests")
+    assert lab.acme.issued(since) == 1
+    assert lab.orders(mark) <= 3
+    assert requests <= 60
+    assert written
+
+
+def test_somebody_writes_the_status_all_the_time(
+    lab: Lab, site: Site, way: KubeProxy, issuer: str, suffix: str
+) -> None:
+    """While somebody else rewrites the status, an order cannot be remembered: few are placed, and one is finalized."""
+    site.certificate("quiet", [f"quiet.{suffix}"], issuer)
+    site.ready("quiet")
+    since, mark, asked, start = lab.acme.mark(), lab.mark(), len(way.exchanges), time.monotonic()
+    site.certificate("web", [f"web.{suffix}"], issuer)
+
+    def rewrite(number: int) -> None:
+        path = site.certificate_path("web")
+        found = lab.api(path)
+        found["status"] = found.get("status", {}) | {"failedAttempts": number % 2}  # type: ignore[operator]
+        lab.api(f"{path}/status", method="PUT", body=found)
+
+    with busy(rewrite) as written:
+        time.sleep(5)
+    site.ready("web")
+    site.nothing_left()
+    seconds, requests = time.monotonic() - start, len(way.requests(asked))
+    print(f"\n{len(written)} writes of another, {lab.orders(mark)} orders, {requests} requests in {seconds:.1f} s")
+    assert lab.acme.issued(since) == 1
+    assert lab.orders(mark) <= 20
+    assert requests <= 100 + PER_SECOND * seconds
+
+
+FULL = "etcdserver: mvcc: database space exceeded"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(
+            refused(429, "TooManyRequests", "too many requests, please try again later", Retry_After="1"),
+            id="throttled",
+        ),
+        pytest.param(refused(500, "InternalError", FULL), id="full"),
+    ],
+)
+def test_nothing_can_be_written(lab: Lab, site: Site, way: KubeProxy, issuer: str, suffix: str, fault: Fault) -> None:
+    """An API server that refuses every write for a while is not stormed, and orders go on where they were.
+
+    Mutation: try again at once after a refused write.
+    """
+    with in_trouble(lab, site, way, issuer, suffix):
+        time.sleep(0.2)
+        with way.inject(write, fault) as injected:
+            time.sleep(1.5)
+            tries = injected.hits
+        print(f"\n{tries} writes refused in 1.5 s")
+        assert 0 < tries <= 50
+
+
+@pytest.mark.soak
+def test_a_watch_that_falls_silent(lab: Lab, site: Site, way: KubeProxy, issuer: str, suffix: str) -> None:
+    """Watches that stay open and bring nothing more are noticed by the missing bookmark, and begin anew."""
+    asked = len(way.exchanges)
+    way.silence_streams()
+    site.certificate("web", [f"web.{suffix}"], issuer)
+    site.ready("web", timeout=200)
+    assert len([each for each in way.requests(asked) if "limit=" in each.target]) == 0
