@@ -10,6 +10,7 @@ demo: $(STAMP)
 	@$(RUN)/python -m tests.demo $(if $(ONCE),--once) $(if $(CA),--ca $(CA))
 
 test: check lab
+	@$(RUN)/python -m pytest -s -m "not soak" tests/model
 	@$(RUN)/python -m tests.lab run -- $(RUN)/python -m pytest -m "not soak" tests/contract tests/adapters tests/e2e tests/test_journey.py
 
 check: $(STAMP)

@@ -93,13 +93,13 @@ def test_a_wrong_hmac_key(lab: Lab, site: Site, controller: Controller) -> None:
     pid, mark = controller.pid, lab.mark()
     wrong = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
     site.issuer("ca", hmac=wrong, wait=False)
-    found = site.issuer_condition("Issuer", "ca", "False", "EABRefused")
+    found = site.issuer_condition("Issuer", "ca", "False", "EABMACWrong")
     print(f"\n{found['message']}")
     assert 'The CA says: "' in found["message"]
     assert "error in cryptographic primitive" in found["message"]
     assert "kid-1" in found["message"]
     assert "keySecretRef" in found["message"]
-    assert found["message"] == site.event("ca", "EABRefused", kind="Issuer")
+    assert found["message"] == site.event("ca", "EABMACWrong", kind="Issuer")
     problem = issuer_object(site, "ca")["status"]["lastProblem"]
     assert problem["type"] == "unauthorized"
     assert problem["detail"] in found["message"]
@@ -125,7 +125,7 @@ def test_an_unknown_key_id(lab: Lab, site: Site, issuer: str) -> None:
     """
     name = "ca"
     site.issuer(name, wait=False, externalAccountBinding={"keyID": "kid-9", "keySecretRef": {"name": "ca-eab"}})
-    found = site.issuer_condition("Issuer", name, "False", "EABRefused")
+    found = site.issuer_condition("Issuer", name, "False", "EABKeyIDUnknown")
     print(f"\n{found['message']}")
     assert "kid-9" in found["message"]
     assert 'The CA says: "' in found["message"]
@@ -190,7 +190,7 @@ def test_an_hmac_key_that_cannot_be_read(
 def test_a_ca_that_demands_a_binding(site: Site, issuer: str) -> None:
     """Where a CA demands a binding and none is configured, the Issuer says so; one that is added makes it ready.
 
-    Mutation: drop the look at `external_account_required` in `_register`, and only the CA's own words are left.
+    Mutation: drop the look at `external_account_required` in `_find_or_make`, and only the CA's own words are left.
     """
     site.issuer("ca", wait=False, externalAccountBinding=None)
     found = site.issuer_condition("Issuer", "ca", "False", "EABRequired")
@@ -228,7 +228,7 @@ def test_an_account_outlives_its_issuer(lab: Lab, site: Site, issuer: str) -> No
     """An Issuer deleted and created again has the account of the key that is still there, and needs no binding for it;
     where only the key is left, the CA is asked for its account and not to register.
 
-    Mutation: drop `known` from `_open` for the first half, `find_account` from `_register` for the second.
+    Mutation: find nothing in `Notes.find` for the first half, drop `find_account` from `_find_or_make` for the second.
     """
     path = f"{CERTIFICATES}/namespaces/{site.namespace}/issuers/ca"
     site.issuer("ca")
@@ -257,7 +257,7 @@ def test_an_account_outlives_its_issuer(lab: Lab, site: Site, issuer: str) -> No
 def test_a_restart_asks_the_ca_nothing(lab: Lab, site: Site, controller: Controller, issuer: str, suffix: str) -> None:
     """For an Issuer that is ready a restarted controller asks the CA nothing, and its account is open.
 
-    Mutation: do not write the account's URI beside its key in `_keep_uri`.
+    Mutation: do not write what is known beside the key in `Opening._register`.
     """
     with start_pebble(lab) as ca:
         site.issuer("ca", ca=ca)
