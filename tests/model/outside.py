@@ -422,7 +422,10 @@ class Outside(World):
         # One more for what was under way for a Certificate that is gone.
         most = ORDERS * (len(names) + 1) * len(self.leaders)
         self.claim(orders <= most, f"{orders} orders although nothing fails")
-        for kind, left in (("next key", self.next_keys()), ("challenge", self.presented())):
+        # The key of an attempt that began before another Certificate took the Secret is kept for when that ends.
+        held = {name for name in names if self._owner(self.get(name)) != name}
+        keys = [each for each in self.next_keys() if each.metadata.annotations[api.ANNOTATION_CERTIFICATE] not in held]
+        for kind, left in (("next key", keys), ("challenge", self.presented())):
             self.claim(not left, f"a {kind} is left behind: {[each.key for each in left]}")
         for name in names:
             certificate = self.get(name)
