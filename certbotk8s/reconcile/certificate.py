@@ -673,9 +673,10 @@ class CertificateReconciler:
             changes["recent_orders"] = recent(self._observer.observe(work.certificate), work.issuance, outcome)
         else:
             yield from self._give_up_authorizations(work)
-        yield from self._clean_up(work)
+        # The write first: it is refused when another leader has gone on, whose key and challenges are not ours to take.
         if work.stored:
             self._write(work, None, Finding(Reason.ORDER_PENDING, "Ordering anew"), issuing=True, **changes)
+        yield from self._clean_up(work)
 
     def _give_up_authorizations(self, work: Work) -> Generator[Any, Any, None]:
         """Deactivate what still waits at the CA for an answer that nobody will give."""
