@@ -559,7 +559,7 @@ class CertificateReconciler:
         seen, pair = self._observer.observe(work.certificate), self._secrets.next_key(work.certificate)
         if pair is None:
             raise PermanentError(
-                Reason.KEY_LOST, "The Secret with the key of this order was deleted; its certificate is of no use."
+                Reason.KEY_LOST, "The key of this order was deleted from its Secret; its certificate is of no use."
             )
         try:
             key_hash, _, _, encoding = pem.private_key_facts(pair[0])

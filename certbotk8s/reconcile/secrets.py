@@ -197,11 +197,15 @@ class CertificateSecrets:
                 raise Conflict(f"Secret {name} is in the way") from None
 
     def next_key(self, certificate: Certificate) -> tuple[bytes, bytes] | None:
-        """(private key PEM, CSR DER) of the issuance under way, by a live read; None when there is none of ours."""
+        """(private key PEM, CSR DER) of the issuance under way, by a live read.
+
+        None when there is none of ours, or somebody has emptied it.
+        """
         secret = self._cluster.get(api.SECRET, certificate.metadata.namespace, next_key_name(certificate))
         if secret is None or not _belongs(secret, certificate):
             return None
-        return pem.secret_value(secret.data, "tls.key"), pem.secret_value(secret.data, pem.CSR_KEY)
+        key, csr = pem.secret_value(secret.data, "tls.key"), pem.secret_value(secret.data, pem.CSR_KEY)
+        return (key, csr) if key and csr else None
 
     def drop_next_key(self, seen: Observed) -> None:
         """Remove the next key, if there is one."""

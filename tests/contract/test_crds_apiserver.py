@@ -408,6 +408,8 @@ def test_defaults_are_filled_in(lab: Lab) -> None:
             "keySecretRef": {"name": "eab", "key": "secret"},
             "keyAlgorithm": "HS256",
         },
+        "accountKeyAlgorithm": "ECDSA",
+        "commonName": "Auto",
         "solvers": [{"http01": {"ingress": {}}}],
     }
 

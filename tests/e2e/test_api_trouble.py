@@ -265,7 +265,7 @@ def test_somebody_annotates_all_the_time(lab: Lab, site: Site, way: KubeProxy, i
     print(f"\n{len(written)} writes of another, {conflicts} conflicts, {lab.orders(mark)} orders, {requests} requests")
     assert lab.acme.issued(since) == 1
     assert lab.orders(mark) <= 3
-    assert requests <= 60
+    assert requests <= 60 + len(written)  # each change is looked at, once
     assert written
 
 

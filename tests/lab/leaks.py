@@ -132,7 +132,7 @@ def leaks(secrets: dict[bytes, str], files: Sequence[Path], folder: Path) -> lis
     finally:
         patterns.unlink()
     assert outcome.returncode in (0, 1), outcome.stderr
-    found = (line.rsplit(":", 2) for line in outcome.stdout.splitlines())
+    found = (line.split(":", 2) for line in outcome.stdout.splitlines())
     return list(dict.fromkeys(f"{wanted[form]} stands in {place} line {line}" for place, line, form in found))
 
 
