@@ -10,25 +10,14 @@ import pytest
 
 from certbotk8s.kube.api import connect
 from certbotk8s.kube.lease import NAME, Election
-from tests.fakes.clock import FakeClock
+from tests.fakes.clock import FakeClock, soon
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from tests.lab.lab import Lab
 
 DURATION = 15.0
-SECONDS = 20.0
-
-
-def soon(look: Callable[[], object]) -> bool:
-    """Whether `look` becomes true without time passing on the fake clock."""
-    end = time.monotonic() + SECONDS
-    while not look():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.005)
-    return True
 
 
 class Replicas:

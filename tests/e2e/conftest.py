@@ -5,10 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.e2e.faults import proxied_controller
 from tests.lab.controller import Controller, install_crds
+from tests.lab.kube_proxy import KubeProxy
 from tests.lab.lab import Lab
 from tests.lab.leaks import Watched
-from tests.site import CERTIFICATES, Site
+from tests.site import CERTIFICATES, Site, assert_plain
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,3 +42,25 @@ def issuer(lab: Lab, controller: Controller) -> Iterator[str]:
 def site(lab: Lab, namespace: str) -> Site:
     """The test's own namespace, as its people use it."""
     return Site(lab, namespace)
+
+
+@pytest.fixture
+def plain(site: Site, controller: Controller) -> Iterator[None]:
+    """Whatever the test provokes is told in plain words, and nothing broke inside."""
+    already = controller.log.stat().st_size
+    yield
+    assert_plain(site.said())
+    assert "Traceback" not in controller.log.read_bytes()[already:].decode()
+
+
+@pytest.fixture(scope="module")
+def proxied(lab: Lab) -> Iterator[tuple[Controller, KubeProxy]]:
+    """A controller of the module's own, and its way to the API server."""
+    with proxied_controller(lab) as both:
+        yield both
+
+
+@pytest.fixture(scope="module")
+def way(proxied: tuple[Controller, KubeProxy]) -> KubeProxy:
+    """The way of that controller to the API server."""
+    return proxied[1]

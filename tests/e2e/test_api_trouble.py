@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.faults import proxied_controller
 from tests.lab.kube_proxy import error_event, is_watch, refused
 from tests.site import CERTIFICATES, Site, assert_plain, wait_for
 
@@ -33,21 +32,9 @@ PER_SECOND = 40
 
 
 @pytest.fixture(scope="module")
-def proxied(lab: Lab) -> Iterator[tuple[Controller, KubeProxy]]:
-    with proxied_controller(lab) as both:
-        yield both
-
-
-@pytest.fixture(scope="module")
 def controller(proxied: tuple[Controller, KubeProxy]) -> Controller:
     """The controller, in place of the one that others share."""
     return proxied[0]
-
-
-@pytest.fixture(scope="module")
-def way(proxied: tuple[Controller, KubeProxy]) -> KubeProxy:
-    """Its way to the API server."""
-    return proxied[1]
 
 
 @pytest.fixture(autouse=True)

@@ -30,11 +30,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cryptography import x509
 
-from tests.e2e.faults import FaultyCA, faulty_ca, forged, proxied_controller
+from tests.e2e.faults import FaultyCA, faulty_ca, forged
 from tests.lab.acme_proxy import to
 from tests.lab.kube_proxy import refused
 from tests.lab.kube_proxy import to as asking
-from tests.site import Site, assert_plain
+from tests.site import Site
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,13 +43,9 @@ if TYPE_CHECKING:
     from tests.lab.kube_proxy import KubeProxy
     from tests.lab.lab import Lab
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 WHILE = 2.0  # seconds; a loop makes dozens of rounds in them
-
-
-@pytest.fixture(scope="module")
-def proxied(lab: Lab) -> Iterator[tuple[Controller, KubeProxy]]:
-    with proxied_controller(lab) as both:
-        yield both
 
 
 @pytest.fixture(scope="module")
@@ -58,26 +54,11 @@ def controller(proxied: tuple[Controller, KubeProxy]) -> Controller:
     return proxied[0]
 
 
-@pytest.fixture(scope="module")
-def way(proxied: tuple[Controller, KubeProxy]) -> KubeProxy:
-    """Its way to the API server."""
-    return proxied[1]
-
-
 @pytest.fixture
 def ca(lab: Lab, controller: Controller) -> Iterator[FaultyCA]:
     """An issuer whose CA is behind a proxy."""
     with faulty_ca(lab) as faulty:
         yield faulty
-
-
-@pytest.fixture(autouse=True)
-def _plain(site: Site, controller: Controller) -> Iterator[None]:
-    """Whatever a test provokes is told in plain words, and nothing broke inside."""
-    already = controller.log.stat().st_size
-    yield
-    assert_plain(site.said())
-    assert "Traceback" not in controller.log.read_bytes()[already:].decode()
 
 
 def orders_while(lab: Lab, seconds: float = WHILE) -> int:

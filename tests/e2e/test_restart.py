@@ -5,24 +5,16 @@ import secrets
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
 from tests.lab.controller import Controller
 from tests.lab.lab import Lab
-from tests.site import Site, assert_plain, wait_for
+from tests.site import Site, wait_for
+
+pytestmark = pytest.mark.usefixtures("plain")
 
 GRACE = 25.0
-
-
-@pytest.fixture(autouse=True)
-def _plain(site: Site, controller: Controller) -> Iterator[None]:
-    """Whatever a test provokes is told in plain words, and nothing broke inside."""
-    already = controller.log.stat().st_size
-    yield
-    assert_plain(site.said())
-    assert "Traceback" not in controller.log.read_bytes()[already:].decode()
 
 
 @pytest.mark.timeout(1800)

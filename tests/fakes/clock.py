@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from threading import Condition as Waiter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 START = datetime(2026, 11, 20, 9, 0, tzinfo=UTC)
 
@@ -72,3 +77,13 @@ class HurryingClock(FakeClock):
         else:
             self.waits.append(timeout)
             self.advance(timeout)
+
+
+def soon(look: Callable[[], object], seconds: float = 10.0) -> bool:
+    """Whether `look` becomes true within so many real seconds, without time passing on a fake clock."""
+    end = time.monotonic() + seconds
+    while not look():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.005)
+    return True

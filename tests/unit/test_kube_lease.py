@@ -13,7 +13,7 @@ from certbotk8s.clock import SystemClock
 from certbotk8s.domain.errors import TemporaryError
 from certbotk8s.kube.lease import Election
 from tests.fakes.apiserver import Answer, ScriptedApiServer, hang_up, json, status
-from tests.fakes.clock import FakeClock, HurryingClock
+from tests.fakes.clock import FakeClock, HurryingClock, soon
 
 if TYPE_CHECKING:
     from certbotk8s.ports import Clock
@@ -30,15 +30,6 @@ def lease(holder: str, version: int = 1, duration: int = 15) -> Answer:
 
 def election(server: ScriptedApiServer, clock: Clock, lost: Callable[[str], None], duration: float = 15.0) -> Election:
     return Election(server.api(), clock, namespace="home", identity="a", address="", duration=duration, on_lost=lost)
-
-
-def soon(look: Callable[[], object]) -> bool:
-    end = time.monotonic() + SECONDS
-    while not look():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.005)
-    return True
 
 
 @pytest.mark.parametrize("trouble", ["hangs", "hangs up", "answers 500"])
