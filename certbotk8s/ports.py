@@ -80,8 +80,11 @@ class Cluster(Protocol):
         replaced as a whole (PUT): an apply would leave what another manager, a backup's restore say, has written there.
         """
 
-    def delete(self, kind: Kind[Any], namespace: str, name: str, *, uid: str = "") -> None:
-        """Delete (in the background); no object, or one of another uid, is no error."""
+    def delete(self, kind: Kind[Any], namespace: str, name: str, *, uid: str = "", version: str = "") -> None:
+        """Delete (in the background); no object, or one of another uid, is no error.
+
+        Raises Conflict when its resourceVersion is not `version`, if that is given.
+        """
 
     def watch_secret(self, namespace: str, name: str, on_change: Callable[[], None]) -> Callable[[], None]:
         """Call `on_change` whenever that one Secret appears, changes or goes, until the returned function is called."""

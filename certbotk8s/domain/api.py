@@ -31,6 +31,7 @@ ANNOTATION_ADOPT = f"{GROUP}/adopt"
 ANNOTATION_CERTIFICATE = f"{GROUP}/certificate"
 ANNOTATION_CERTIFICATE_UID = f"{GROUP}/certificate-uid"
 ANNOTATION_ACCOUNT_URI = f"{GROUP}/account-uri"
+ANNOTATION_DISCARDED = f"{GROUP}/discarded"
 ANNOTATION_ROLLOVER = f"{GROUP}/rollover"
 ANNOTATION_RESPONDER_ADDRESS = f"{GROUP}/responder-address"
 LABEL_ROLE = f"{GROUP}/role"
@@ -414,14 +415,6 @@ class CertificateFacts(Struct, frozen=True):
     issuer: str
 
 
-class KeyRecord(Struct, frozen=True):
-    """What a next-key Secret says about itself: for which spec and which attempt its key pair was made."""
-
-    generation: int
-    attempt: int
-    request_hash: str
-
-
 class SecretFacts(Resource, frozen=True):
     """What the cache keeps of a Secret of ours: never PEM.
 
@@ -434,7 +427,6 @@ class SecretFacts(Resource, frozen=True):
     certificate: CertificateFacts | None = None
     public_key_hash: str = ""
     key_encoding: str = ""
-    record: KeyRecord | None = None
     problem: str = ""
 
 

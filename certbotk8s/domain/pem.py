@@ -127,10 +127,6 @@ class _RawSecret(api.Resource, frozen=True):
 
 
 _decode_secret = msgspec.json.Decoder(_RawSecret).decode
-_decode_record = msgspec.json.Decoder(api.KeyRecord).decode
-# Beside the key and the CSR, a next-key Secret carries its KeyRecord as JSON.
-RECORD_KEY = "record"
-CSR_KEY = "tls.csr"
 
 
 def secret_value(data: dict[str, str], key: str) -> Sensitive:
@@ -145,7 +141,7 @@ def secret_facts(raw: bytes | msgspec.Raw) -> api.SecretFacts:
     """A Secret's JSON as facts: what cannot be read becomes `problem`, never an error."""
     secret = _decode_secret(raw)
     problems = []
-    certificate, key_hash, encoding, record = None, "", "", None
+    certificate, key_hash, encoding = None, "", ""
     try:
         certificate = certificate_facts(load_chain(secret_value(secret.data, "tls.crt"))[0])
     except ValueError as error:
@@ -154,11 +150,6 @@ def secret_facts(raw: bytes | msgspec.Raw) -> api.SecretFacts:
         key_hash, _, _, encoding = private_key_facts(secret_value(secret.data, "tls.key"))
     except ValueError as error:
         problems.append(f"tls.key: {error}")
-    if RECORD_KEY in secret.data:
-        try:
-            record = _decode_record(secret_value(secret.data, RECORD_KEY))
-        except (ValueError, RecursionError):
-            problems.append(f"{RECORD_KEY}: unreadable")
     return api.SecretFacts(
         metadata=secret.metadata,
         type=secret.type,
@@ -166,7 +157,6 @@ def secret_facts(raw: bytes | msgspec.Raw) -> api.SecretFacts:
         certificate=certificate,
         public_key_hash=key_hash,
         key_encoding=encoding,
-        record=record,
         problem="; ".join(problems),
     )
 

@@ -304,14 +304,15 @@ class Api:
             content_type=_MERGE_PATCH,
         )
 
-    def delete(self, kind: Kind[Any], namespace: str, name: str, uid: str = "") -> bytes:
+    def delete(self, kind: Kind[Any], namespace: str, name: str, uid: str = "", version: str = "") -> bytes:
         """Delete in the background; the Status, or the object when a finalizer holds it.
 
-        Raises NotFound when there is none, Conflict when it has another uid.
+        Raises NotFound when there is none, Conflict when it has another uid or resourceVersion.
         """
         options: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
-        if uid:
-            options["preconditions"] = {"uid": uid}
+        preconditions = {"uid": uid, "resourceVersion": version}
+        if given := {name: value for name, value in preconditions.items() if value}:
+            options["preconditions"] = given
         path = _object_path(kind, namespace, name)
         what = _named(kind, namespace, name)
         return self._exchange("delete", what, "DELETE", path, body=msgspec.json.encode(options))

@@ -217,11 +217,11 @@ class KubeCluster:
         self._fence()
         return self._absorb(kind, self._api.apply(kind, manifest, subresource))
 
-    def delete(self, kind: Kind[Any], namespace: str, name: str, *, uid: str = "") -> None:
-        """Delete (in the background); no object, or one of another uid, is no error."""
+    def delete(self, kind: Kind[Any], namespace: str, name: str, *, uid: str = "", version: str = "") -> None:
+        """Delete (in the background); no object, or one of another uid, is no error, another version is a Conflict."""
         self._fence()
         try:
-            answer = self._api.delete(kind, namespace, name, uid)
+            answer = self._api.delete(kind, namespace, name, uid, version)
         except NotFound:
             return
         except Conflict:

@@ -226,7 +226,7 @@ class CertificateReconciler:
         if work and work.issuance:
             # Its claim stands until then: another order for the same names would get these authorizations.
             yield from self._give_up_authorizations(work)
-            yield from self._clean_up(work)
+            yield from self._clean_up(work, [])
         self._forget(key)
         return None
 
@@ -342,7 +342,7 @@ class CertificateReconciler:
         seen = self._observer.observe(work.certificate)
         wanted = need(seen)
         if wanted is None:
-            self._secrets.drop_next_key(seen)
+            self._secrets.discard_next_keys(seen)
             self._say(work, seen, None)
             assert seen.secret
             assert seen.secret.certificate
@@ -374,6 +374,7 @@ class CertificateReconciler:
             self._say(work, seen, Finding(Reason.SAME_NAMES, text, seen.now + timedelta(minutes=1)))
             return Rest(timedelta(minutes=1))
         asked = self._observer.asked(seen, account)
+        self._secrets.discard_next_keys(seen)
         yield from self._secrets.store_next_key(seen, asked, found)
         work.issuance = api.Issuance(
             generation=meta.generation,
@@ -517,11 +518,11 @@ class CertificateReconciler:
         assert work.issuance
         session, seen, issuance = self._session(work), self._observer.observe(work.certificate), work.issuance
         work.order = None
-        pair = self._secrets.next_key(work.certificate)
+        pair = self._secrets.take_next_key(work.certificate, issuance.request_hash)
         if pair is None:
             # Before finalize a lost key costs nothing: a new one, for the same order.
             yield from self._secrets.store_next_key(seen, issuance.request_hash, seen.secret)
-            pair = self._secrets.next_key(work.certificate)
+            pair = self._secrets.take_next_key(work.certificate, issuance.request_hash)
             if pair is None:
                 raise TemporaryError("The Secret with the next key is removed again and again")
         csr = pair[1]
@@ -603,8 +604,10 @@ class CertificateReconciler:
 
     def _conclude(self, work: Work) -> Step:
         """Record the end of the attempt, then clean up: neither Ready nor the next issuance waits for that."""
-        self._record(work, self._observer.observe(work.certificate))
-        yield from self._clean_up(work)
+        seen = self._observer.observe(work.certificate)
+        keys = self._secrets.next_keys(seen)
+        self._record(work, seen)
+        yield from self._clean_up(work, keys)
         return Outcome.CLEANED_UP
 
     _steps: Mapping[State, Callable[[CertificateReconciler, Work], Step]] = {
@@ -674,9 +677,11 @@ class CertificateReconciler:
         else:
             yield from self._give_up_authorizations(work)
         # The write first: it is refused when another leader has gone on, whose key and challenges are not ours to take.
+        keys = None
         if work.stored:
+            keys = self._secrets.next_keys(self._observer.observe(work.certificate))
             self._write(work, None, Finding(Reason.ORDER_PENDING, "Ordering anew"), issuing=True, **changes)
-        yield from self._clean_up(work)
+        yield from self._clean_up(work, keys)
 
     def _give_up_authorizations(self, work: Work) -> Generator[Any, Any, None]:
         """Deactivate what still waits at the CA for an answer that nobody will give."""
@@ -705,12 +710,18 @@ class CertificateReconciler:
             self._accounts.doubt(self._ordered_from(work), work.issuance.account_uri, work.failure)
             self._enqueue(self._ordered_from(work))
 
-    def _clean_up(self, work: Work) -> Generator[Any, Any, None]:
-        """Take away what the issuance left. What fails here is found by the sweep: it must not hold up anything."""
+    def _clean_up(self, work: Work, keys: list[SecretFacts] | None) -> Generator[Any, Any, None]:
+        """Take away what the issuance left, `keys` among it; None where its end was not written to status.
+
+        What fails here is found later: it must not hold up anything.
+        """
         try:
             if work.issuance:
                 yield from self._challenges.clean_up(work.certificate.metadata.uid, work.issuance)
-            self._secrets.drop_next_key(self._observer.observe(work.certificate))
+            if keys is None:
+                self._secrets.discard_next_keys(self._observer.observe(work.certificate))
+            else:
+                self._secrets.drop_next_keys(keys)
         except (TemporaryError, PermanentError) as error:
             log.warning("%s: clean-up is left to the sweep: %s", work.certificate.key, error)
 

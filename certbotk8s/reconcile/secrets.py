@@ -12,8 +12,6 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from certbotk8s.domain import api, pem
 from certbotk8s.domain.errors import AlreadyExists, Conflict, PermanentError
 from certbotk8s.domain.names import common_name
@@ -34,6 +32,10 @@ if TYPE_CHECKING:
 # Making a key has a pool of its own: RSA costs 0.1 s and more.
 POOL = "keys"
 
+# What stands in a next-key Secret beside the key: its CSR (DER), and the hash of the request that both were made for.
+CSR = "tls.csr"
+REQUEST = "request"
+
 # A Secret that somebody else rewrites this often in this time is left alone: two controllers would go on for ever.
 REWRITES = 5
 REWRITES_WINDOW = timedelta(minutes=10)
@@ -52,6 +54,11 @@ def _is_next_key(secret: SecretFacts | api.Secret) -> bool:
 def _belongs(secret: SecretFacts | api.Secret, certificate: Certificate) -> bool:
     uid = secret.metadata.annotations.get(api.ANNOTATION_CERTIFICATE_UID)
     return _is_next_key(secret) and uid == certificate.metadata.uid
+
+
+def _pair(secret: api.Secret) -> tuple[bytes, bytes] | None:
+    key, csr = pem.secret_value(secret.data, "tls.key"), pem.secret_value(secret.data, CSR)
+    return (key, csr) if key and csr else None
 
 
 def _encode(content: bytes) -> str:
@@ -158,22 +165,11 @@ class CertificateSecrets:
     # --- the next key -------------------------------------------------------------------------------------------------
 
     def store_next_key(self, seen: Observed, asked: str, found: SecretFacts | None) -> Generator[Any, Any, None]:
-        """Have the next key pair and its CSR in a Secret before anybody is asked to certify it.
+        """Have a new key pair and its CSR in a Secret before anybody is asked to certify it.
 
-        `asked` is the request hash; `found` the live tls Secret. A pair already stored for the same request is used
-        again (the issuance it was made for was lost), unless it is the one in use. Raises Conflict when the name is
-        taken.
+        `asked` is the request hash; `found` the live tls Secret. Raises Conflict when there is a next key already.
         """
         certificate, meta = seen.certificate, seen.certificate.metadata
-        in_use = found.public_key_hash if found else ""
-        there = (
-            self._cluster.get(pem.SECRET_FACTS, meta.namespace, next_key_name(certificate))
-            if self._left(seen)
-            else None
-        )
-        if there and self._reusable(there, certificate, asked, in_use):
-            return
-        self.drop_next_key(seen)
         key = self._kept_key(certificate, found)
         if key is None:
             spec = certificate.spec.private_key
@@ -184,43 +180,84 @@ class CertificateSecrets:
             self._cluster.create(api.SECRET, _next_key_manifest(certificate, key, csr, asked))
         except AlreadyExists:
             there = self._cluster.get(pem.SECRET_FACTS, meta.namespace, next_key_name(certificate))
-            if there is None or not self._reusable(there, certificate, asked, in_use):
-                name = f"{meta.namespace}/{next_key_name(certificate)}"
-                if there and not _belongs(there, certificate):
-                    raise PermanentError(
-                        Reason.SECRET_NOT_OWNED,
-                        f"Secret {name} stands where the next key must be stored, and was not made by certbotk8s. "
-                        "Delete it.",
-                    ) from None
-                if there:
-                    self._cluster.delete(api.SECRET, meta.namespace, there.metadata.name, uid=there.metadata.uid)
-                raise Conflict(f"Secret {name} is in the way") from None
+            name = f"{meta.namespace}/{next_key_name(certificate)}"
+            if there and not _belongs(there, certificate):
+                raise PermanentError(
+                    Reason.SECRET_NOT_OWNED,
+                    f"Secret {name} stands where the next key must be stored, and was not made by certbotk8s. "
+                    "Delete it.",
+                ) from None
+            raise Conflict(f"Secret {name} is in the way") from None
 
     def next_key(self, certificate: Certificate) -> tuple[bytes, bytes] | None:
         """(private key PEM, CSR DER) of the issuance under way, by a live read.
 
         None when there is none of ours, or somebody has emptied it.
         """
-        secret = self._cluster.get(api.SECRET, certificate.metadata.namespace, next_key_name(certificate))
-        if secret is None or not _belongs(secret, certificate):
+        secret = self._live_next_key(certificate)
+        return _pair(secret) if secret else None
+
+    def take_next_key(self, certificate: Certificate, asked: str) -> tuple[bytes, bytes] | None:
+        """The same, to be certified for the request of that hash; one that cannot be is removed.
+
+        The order under way is in status: nobody else uses a key for another, nor discards one from now on.
+        """
+        secret = self._live_next_key(certificate)
+        if secret is None:
             return None
-        key, csr = pem.secret_value(secret.data, "tls.key"), pem.secret_value(secret.data, pem.CSR_KEY)
-        return (key, csr) if key and csr else None
+        pair, meta = _pair(secret), secret.metadata
+        if pair is None or pem.secret_value(secret.data, REQUEST) != asked.encode():
+            self._cluster.delete(api.SECRET, meta.namespace, meta.name, uid=meta.uid)
+            return None
+        if api.ANNOTATION_DISCARDED in meta.annotations:
+            self._mark(secret, {})
+        return pair
 
-    def drop_next_key(self, seen: Observed) -> None:
-        """Remove the next key, if there is one."""
-        for left in self._left(seen):
-            self._cluster.delete(api.SECRET, left.metadata.namespace, left.metadata.name, uid=left.metadata.uid)
-
-    def _left(self, seen: Observed) -> list[SecretFacts]:
+    def next_keys(self, seen: Observed) -> list[SecretFacts]:
+        """The next keys that are there, as the cache knows."""
         meta = seen.certificate.metadata
         found = self._cluster.store(pem.SECRET_FACTS).find(BY_OWNER, meta.uid)
         return [secret for secret in found if secret.metadata.namespace == meta.namespace]
 
-    def _reusable(self, secret: SecretFacts, certificate: Certificate, asked: str, in_use: str) -> bool:
-        record = secret.record
-        made_for_this = bool(record and record.request_hash == asked and _belongs(secret, certificate))
-        return made_for_this and secret.public_key_hash not in {"", in_use}
+    def drop_next_keys(self, left: list[SecretFacts]) -> None:
+        """Remove the keys of an issuance that has ended.
+
+        They were looked up before its end was written to status, and that write was not refused: so nobody had begun
+        another by then, and who begins one later discards what is there.
+        """
+        for secret in left:
+            meta = secret.metadata
+            self._cluster.delete(api.SECRET, meta.namespace, meta.name, uid=meta.uid)
+
+    def discard_next_keys(self, seen: Observed) -> None:
+        """Remove keys of which nobody knows whether an order needs them, if none is under way; else raise Conflict.
+
+        Such a key is never used again: it may have been certified. Mark, look, delete the marked version: another
+        leader stores its order's URL, looks at its key, finalizes. Either its order is seen here, or it sees the mark
+        and takes it away, so that the deletion is refused.
+        """
+        for secret in self.next_keys(seen):
+            meta = self._mark(secret, {api.ANNOTATION_DISCARDED: "true"}).metadata
+            live = self._cluster.get(api.CERTIFICATE, meta.namespace, seen.certificate.metadata.name)
+            if live and live.status.issuance:
+                raise Conflict(f"Another order for Certificate {seen.certificate.key} is under way")
+            self._cluster.delete(api.SECRET, meta.namespace, meta.name, uid=meta.uid, version=meta.resource_version)
+
+    def _mark(self, secret: SecretFacts | api.Secret, annotations: dict[str, str]) -> api.Secret:
+        """With these annotations besides those that it was created with."""
+        meta = secret.metadata
+        marked = {
+            "name": meta.name,
+            "namespace": meta.namespace,
+            "uid": meta.uid,
+            "resourceVersion": meta.resource_version,
+            "annotations": annotations,
+        }
+        return self._cluster.apply(api.SECRET, {"apiVersion": "v1", "kind": "Secret", "metadata": marked})
+
+    def _live_next_key(self, certificate: Certificate) -> api.Secret | None:
+        secret = self._cluster.get(api.SECRET, certificate.metadata.namespace, next_key_name(certificate))
+        return secret if secret and _belongs(secret, certificate) else None
 
     def _kept_key(self, certificate: Certificate, found: SecretFacts | None) -> bytes | None:
         """The key in use, where rotationPolicy Never keeps it and it is of the wanted kind."""
@@ -257,9 +294,6 @@ def _tls_manifest(certificate: Certificate, data: dict[str, str], issued_by: str
 
 def _next_key_manifest(certificate: Certificate, key: bytes, csr: bytes, asked: str) -> dict[str, Any]:
     meta = certificate.metadata
-    record = api.KeyRecord(
-        generation=meta.generation, attempt=certificate.status.failed_attempts + 1, request_hash=asked
-    )
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -275,7 +309,7 @@ def _next_key_manifest(certificate: Certificate, key: bytes, csr: bytes, asked: 
         "type": "Opaque",
         "data": {
             "tls.key": _encode(key),
-            pem.CSR_KEY: _encode(csr),
-            pem.RECORD_KEY: _encode(msgspec.json.encode(record)),
+            CSR: _encode(csr),
+            REQUEST: _encode(asked.encode()),
         },
     }

@@ -227,6 +227,20 @@ def test_delete_is_bound_to_the_uid(cluster: KubeCluster, namespace: str) -> Non
     assert still.metadata.uid == present.metadata.uid
 
 
+def test_delete_is_bound_to_the_version(cluster: KubeCluster, namespace: str) -> None:
+    """Delete of a version that was changed since is refused, and the object stays. (Break: send the uid only.)"""
+    marked = {"name": "keys", "namespace": namespace, "annotations": {"example.test/mark": "yes"}}
+    former = cluster.create(SECRET, secret(namespace)).metadata
+    present = cluster.apply(SECRET, {"apiVersion": "v1", "kind": "Secret", "metadata": marked}).metadata
+    with pytest.raises(Conflict):
+        cluster.delete(SECRET, namespace, "keys", uid=former.uid, version=former.resource_version)
+    still = cluster.get(SECRET, namespace, "keys")
+    assert still is not None
+    assert still.metadata.annotations == marked["annotations"]
+    cluster.delete(SECRET, namespace, "keys", uid=present.uid, version=present.resource_version)
+    assert cluster.get(SECRET, namespace, "keys") is None
+
+
 def test_delete_held_by_a_finalizer(watching: Watching, lab: Lab, namespace: str) -> None:
     """An object that a finalizer holds stays in the cache, marked. (Break: delete removes whatever it is answered.)"""
     held = ingress(namespace)

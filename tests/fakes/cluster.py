@@ -103,11 +103,13 @@ class ApiServer:
         self._applied[owned] = fields
         return self._update(kind, _merge(live, fields, before or {}), force=before != fields)
 
-    def delete(self, kind: Kind[Any], namespace: str, name: str, uid: str = "") -> None:
+    def delete(self, kind: Kind[Any], namespace: str, name: str, uid: str = "", version: str = "") -> None:
         """Delete, or mark as being deleted while there are finalizers."""
         live = self._collection(kind).get(_key(namespace, name))
         if live is None or (uid and live["metadata"]["uid"] != uid):
             return
+        if version and live["metadata"]["resourceVersion"] != version:
+            raise Conflict(f"{kind.kind} {_key(namespace, name)} changed since it was read")
         if not live["metadata"].get("finalizers"):
             self._drop(kind, live)
         elif "deletionTimestamp" not in live["metadata"]:
@@ -257,10 +259,10 @@ class FakeCluster:
         """Server-side apply."""
         return self._write("apply", kind, manifest, subresource, lambda: self.server.apply(kind, manifest, subresource))
 
-    def delete(self, kind: Kind[Any], namespace: str, name: str, *, uid: str = "") -> None:
+    def delete(self, kind: Kind[Any], namespace: str, name: str, *, uid: str = "", version: str = "") -> None:
         """Delete."""
         manifest = {"metadata": {"namespace": namespace, "name": name}}
-        self._write("delete", kind, manifest, "", lambda: self.server.delete(kind, namespace, name, uid))
+        self._write("delete", kind, manifest, "", lambda: self.server.delete(kind, namespace, name, uid, version))
 
     def watch_secret(self, namespace: str, name: str, on_change: Callable[[], None]) -> Callable[[], None]:
         """Call `on_change` after each change of that Secret, until the returned function is called."""

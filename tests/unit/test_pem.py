@@ -262,21 +262,7 @@ def test_a_secret_as_facts() -> None:
     assert found.certificate
     assert found.certificate.names_hash == names_hash([NAME])
     assert found.certificate.public_key_hash == found.public_key_hash == OURS
-    assert (found.key_encoding, found.record, found.problem) == ("PKCS8", None, "")
-
-
-def test_the_record_of_a_next_key() -> None:
-    """A next-key Secret tells for which spec and attempt its key was made.
-
-    Mutation: leave the record out.
-    """
-    record = api.KeyRecord(generation=7, attempt=2, request_hash="abc")
-    found = pem.secret_facts(secret_json({"tls.key": key_pem(), pem.RECORD_KEY: msgspec.json.encode(record)}))
-    assert found.record == record
-    assert found.public_key_hash == OURS
-
-
-DEEP = b'{"generation":' + b"[" * 200_000
+    assert (found.key_encoding, found.problem) == ("PKCS8", "")
 
 
 @pytest.mark.parametrize(
@@ -289,21 +275,6 @@ DEEP = b'{"generation":' + b"[" * 200_000
         ({"tls.crt": chain(), "tls.key": JUNK}, "tls.key: 1048576 bytes of key; at most 13000 are read"),
         ({"tls.crt": VERSION_6, "tls.key": key_pem()}, "tls.crt: no PEM certificate that can be read"),
         ({"tls.crt": UNKNOWN_CURVE, "tls.key": key_pem()}, "tls.crt: the certificate's key cannot be read"),
-        *(
-            ({"tls.crt": chain(), "tls.key": key_pem(), "record": junk}, "record: unreadable")
-            for junk in (
-                b"",
-                b"null",
-                b"[]",
-                b"{}",
-                b"\xff\xfe",
-                JUNK,
-                DEEP,
-                b'{"x":' + DEEP,
-                b'{"generation":1,"attempt":1,"requestHash":"\xff"}',
-                b'{"generation":1e400,"attempt":1,"requestHash":""}',
-            )
-        ),
     ],
 )
 def test_hostile_data_becomes_a_problem(data: dict[str, bytes], problem: str) -> None:

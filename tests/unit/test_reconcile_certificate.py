@@ -410,6 +410,62 @@ def _turn(process: Process, running: Any) -> Any:
     return running
 
 
+@pytest.mark.parametrize("when", ["before apply Secret", "after apply Secret", "before delete Secret"])
+def test_a_leader_discards_no_key_with_which_another_goes_on(when: str) -> None:
+    """A key that one leader takes for a left one, while another has just ordered with it, is there for its certificate.
+
+    Mutation: delete it without looking at status in between; delete it in whatever version it is; leave the mark on it
+    when it is taken.
+    """
+    world = preauthorized()
+    world.ca.holds_issuance = True
+    key, rival = Key("Certificate", SHOP, "web-tls"), world.second()
+    rival.work(Key("Issuer", SHOP, "ca"))
+    running = rival.turns(key)
+    next(running)  # about to make a key
+    next(running)  # about to order
+    assert world.counts() == {}
+
+    def go_on(at: str, verb: str, kind: str) -> None:
+        if when == f"{at} {verb} {kind}":
+            for _ in running:
+                pass
+            assert world.counts().get("finalize") == 1
+
+    world.cluster.before = lambda verb, kind, _namespace, _name: go_on("before", verb, kind)
+    world.cluster.after = lambda verb, kind, _namespace, _name: go_on("after", verb, kind)
+    world.process.work(key)
+    world.ca.go_on()
+    rival.settle()
+    world.settle()
+    assert world.counts()["finalize"] == 1
+    assert [order.outcome for order in world.status().recent_orders] == ["Issued"]
+    world.nothing_left()
+
+
+def test_a_leader_that_was_overtaken_takes_no_key_of_the_next_issuance() -> None:
+    """One leader stops at any of its effects until another has ended the issuance and had the next one finalized.
+
+    Mutation: look for the keys to remove after the end of their issuance was written.
+    """
+
+    def overtake(world: World) -> None:
+        rival = world.second()
+        rival.settle(30)
+        world.annotate(renew_now="1")
+        world.ca.holds_issuance = True
+        rival.settle(5)
+
+    for when in ("before", "after"):
+        for world, label in at_every_effect(first, when, overtake):
+            world.ca.go_on()
+            world.settle(1200)
+            outcomes = [order.outcome for order in world.status().recent_orders]
+            assert "KeyLost" not in outcomes, label
+            assert len(world.ca.issued) <= 2, label
+            assert ready_of(world) == ("True", "Ready"), label
+
+
 def test_a_status_that_the_api_server_refuses_is_no_bug() -> None:
     """Where the end of an attempt cannot be written down, that is tried again, and the certificate is not ordered anew.
 
@@ -695,6 +751,26 @@ def test_nothing_is_ordered_on_the_word_of_a_cache() -> None:
     issued_once(world, 1, "")
 
 
+def test_nothing_is_ordered_while_the_live_secret_serves() -> None:
+    """While the cache still shows a Secret whose renewal is due, no order is placed: somebody has restored a newer one.
+
+    Mutation: take the tls Secret from the cache instead of the live read.
+    """
+    world = World().ready()
+    raw = world.raw(api.SECRET, "web-tls")
+    world.clock.advance(60 * DAY + 1)
+    world.ca.requests.clear()
+    world.cluster.lagging = True
+    marks = {mark: raw["metadata"][mark] for mark in ("labels", "annotations")}
+    world.secret("web-tls", pair(NAME, begins=timedelta(days=59)), type=raw["type"], **marks)
+    for _ in range(3):
+        world.process.work(Key("Certificate", SHOP, "web-tls"))
+    assert world.counts() == {}
+    world.cluster.lagging = False
+    world.settle()
+    assert world.counts() == {}
+
+
 def test_the_secret_names_the_issuer_that_signed() -> None:
     """The issuerRef changes after finalize: the Secret's annotation and status name who really issued.
 
@@ -827,10 +903,12 @@ def test_a_next_key_lost_before_finalize_is_made_again_for_the_same_order() -> N
         world.nothing_left()
 
 
-def test_a_lost_issuance_finds_its_key_again() -> None:
-    """Status wiped while the key is stored: the same key and, the CA willing, the same order; one certificate.
+def test_a_lost_issuance_finds_its_order_again() -> None:
+    """Status wiped while the key is stored: a new key and, the CA willing, the same order; one certificate.
 
-    Mutation: make a new key each time an order is placed.
+    The key that is there may have been certified already, or be about to be deleted by another leader.
+
+    Mutation: use the key that is there again.
     """
     world = first()
     world.ca.holds_validation = True
@@ -841,7 +919,7 @@ def test_a_lost_issuance_finds_its_key_again() -> None:
     world.ca.holds_validation = False
     world.start()
     world.process.settle(0.05)
-    assert [secret.data["tls.key"] for secret in world.next_keys()] == [key.data["tls.key"]]
+    assert [secret.data["tls.key"] for secret in world.next_keys()] != [key.data["tls.key"]]
     assert world.issuance().order_url == order
     world.ca.go_on()
     world.settle()
@@ -1500,13 +1578,13 @@ def test_a_fight_over_a_secret_is_left_to_the_other() -> None:
     assert ready_of(world) == ("True", "Ready")
 
 
-def pair(*names: str) -> dict[str, bytes]:
-    """A tls Secret's data, for these names and valid in November 2026."""
+def pair(*names: str, begins: timedelta = timedelta(0)) -> dict[str, bytes]:
+    """A tls Secret's data, for these names and valid for 60 days from when a world begins, or from so long after."""
     key = ec.generate_private_key(ec.SECP256R1())
     pem = Keys().certificate_key("ECDSA", 256, "PKCS8")
     key = load_pem_private_key(pem, None)  # type: ignore[assignment]
     world = World()
-    leaf = sign_leaf(Leaf(key.public_key(), names, at(world, timedelta(0)), at(world, timedelta(days=60))))
+    leaf = sign_leaf(Leaf(key.public_key(), names, at(world, begins), at(world, begins + timedelta(days=60))))
     return {"tls.crt": leaf.public_bytes(Encoding.PEM), "tls.key": pem}
 
 
