@@ -58,8 +58,9 @@ class Leader:
 
 @dataclass
 class Armed:
-    """What befalls whoever is at work, that many points from now."""
+    """What befalls whoever is at work, that many points from now: of all, or of those that begin like `point`."""
 
+    point: str
     left: int
     name: str
     act: Callable[[], None]
@@ -190,9 +191,9 @@ class Outside(World):
         self.reached[what] += 1
         self.journal.append((self.clock.monotonic(), who, what))
 
-    def arm(self, points: int, name: str, act: Callable[[], None]) -> None:
+    def arm(self, points: int, name: str, act: Callable[[], None], *, point: str = "") -> None:
         """Let something befall whoever is at work, that many points from now."""
-        self.armed.append(Armed(points, name, act))
+        self.armed.append(Armed(point, points, name, act))
 
     def do(self, name: str, act: Callable[[], None]) -> None:
         """Let something happen now."""
@@ -229,7 +230,7 @@ class Outside(World):
         self.point = f"{when} {what}"
         self.journal.append((self.clock.monotonic(), who, self.point))
         for armed in self.armed:
-            armed.left -= 1
+            armed.left -= self.point.startswith(armed.point)
         while due := next((armed for armed in self.armed if armed.left < 0), None):
             self.armed.remove(due)
             self.do(due.name, due.act)
@@ -293,6 +294,8 @@ class Outside(World):
     def _judge_secret(self, verb: str, namespace: str, name: str) -> None:
         """A write of ours to a Secret: nobody else's is touched, and what serves is replaced only by what does."""
         change = self.api.log[-1]
+        if not self._is_secret(change.obj, namespace, name):
+            return  # nothing has changed
         labels = change.obj["metadata"].get("labels", {})
         if name.endswith("-next-key"):
             if verb == "create":
