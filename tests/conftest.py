@@ -16,11 +16,6 @@ _FIXTURE = "lab"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What looks at all that the others did comes last."""
-    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
-
-
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Builds the lab's programs, where a collected test needs them, before the time limit of any test runs."""
     if "CERTBOTK8S_LAB" in os.environ or session.config.option.collectonly:

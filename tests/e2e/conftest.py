@@ -9,15 +9,30 @@ from tests.e2e.faults import proxied_controller
 from tests.lab.controller import Controller, install_crds
 from tests.lab.kube_proxy import KubeProxy
 from tests.lab.lab import Lab
-from tests.lab.leaks import Watched
+from tests.lab.leaks import Watched, leaks, log_files
 from tests.site import CERTIFICATES, Site, assert_plain
 
 
 @pytest.fixture(scope="session", autouse=True)
-def watched(lab: Lab) -> Iterator[Watched]:
-    """Every Secret of the lab from now on, and all that is said in its objects."""
+def watched(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """Every Secret of the lab from now on, and all that is said in its objects.
+
+    In the end every account key, leaf key and HMAC key of the whole run, in each form, is searched in all logs, the
+    audit log, Events, and every version of Certificates and issuers: none is found.
+
+    Mutation: log the next key in `store_next_key`; put the HMAC key into the message of EABRefused.
+    """
     with Watched(lab) as watching:
         yield watching
+    folder = tmp_path_factory.mktemp("leaks")
+    said = folder / "objects"
+    said.write_text("\n".join(watching.said))
+    secrets, files = dict(watching.secrets), [*log_files(lab), said]
+    found = leaks(secrets, files, folder)
+    size = sum(path.stat().st_size for path in files) / 2**20
+    objects = len(watching.said)
+    print(f"\n{len(secrets)} secrets in {len(files)} files ({size:.0f} MiB) and {objects} objects: {len(found)}")
+    assert found == []
 
 
 @pytest.fixture(scope="module")
