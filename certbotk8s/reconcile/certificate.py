@@ -200,7 +200,7 @@ class CertificateReconciler:
     def _resume(self, key: Key, certificate: Certificate) -> Work:
         """The work under way for this Certificate: as remembered, else as its status tells."""
         work, stored = self._works.get(key), certificate.status.issuance
-        if work and work.certificate.metadata.uid == certificate.metadata.uid and work.stored == stored:
+        if work and _goes_on(work, certificate):
             work.certificate = certificate
             return work
         self._forget(key)
@@ -734,6 +734,15 @@ class CertificateReconciler:
             status = certificate.status
             if any(due and due <= now for due in (status.renewal_time, status.next_attempt_time)):
                 self._enqueue(certificate_key(certificate))
+
+
+def _goes_on(work: Work, certificate: Certificate) -> bool:
+    """Whether what is remembered is of this Certificate as it is now: another leader may have gone on meanwhile."""
+    stored = certificate.status.issuance
+    if work.certificate.metadata.uid != certificate.metadata.uid or work.stored != stored:
+        return False
+    # A request that is not stored yet is for what status said when it was made.
+    return stored is not None or work.issuance is None or certificate.status == work.certificate.status
 
 
 def _asked(certificate: Certificate) -> tuple[object, ...]:

@@ -186,10 +186,10 @@ class _Api:
             partial(self._api.apply, kind, stale, subresource, **options),
         )
 
-    def delete(self, kind: Kind[Any], namespace: str, name: str, uid: str = "", **options: Any) -> bytes:
+    def delete(self, kind: Kind[Any], namespace: str, name: str, *preconditions: str) -> bytes:
         made = self._made.get((kind.kind, namespace, name), Effect(kind.kind, f"{namespace}/{name}"))
         return self._effects.make(
-            f"delete {made.name}", made.about, partial(self._api.delete, kind, namespace, name, uid, **options)
+            f"delete {made.name}", made.about, partial(self._api.delete, kind, namespace, name, *preconditions)
         )
 
     def _write(

@@ -443,6 +443,21 @@ def test_a_leader_discards_no_key_with_which_another_goes_on(when: str) -> None:
     world.nothing_left()
 
 
+def test_a_request_that_another_leader_has_fulfilled_is_not_ordered() -> None:
+    """A leader that could not place its order does not place it when another has had the certificate issued meanwhile.
+
+    Mutation: go on with what is in memory whenever status names no issuance, as before.
+    """
+    world = preauthorized()
+    world.ca.fail("newOrder", TemporaryError("no answer"))
+    world.process.work(Key("Certificate", SHOP, "web-tls"))
+    assert world.counts() == {"newOrder": 1}
+    world.second().settle()
+    assert len(world.ca.issued) == 1
+    world.settle()
+    issued_once(world, 1, "")
+
+
 def test_a_leader_that_was_overtaken_takes_no_key_of_the_next_issuance() -> None:
     """One leader stops at any of its effects until another has ended the issuance and had the next one finalized.
 
