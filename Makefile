@@ -22,7 +22,7 @@ check: $(STAMP)
 	@$(RUN)/python -m pytest -q tests/unit tests/test_architecture.py
 
 soak: $(STAMP) lab
-	@$(TESTS) -m soak --hypothesis-seed=1 tests
+	@$(TESTS) -rP -m soak --hypothesis-seed=1 tests
 
 # ROUNDS=n measures n times; AGAINST=folder measures the controller of another checkout in turns with this one's.
 bench: $(STAMP) lab

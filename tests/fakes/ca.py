@@ -208,10 +208,16 @@ class FakeCA:
         self._authorizations.clear()
 
     def end_authorizations(self, status: str) -> None:
-        """Authorizations that are pending or valid end: expired, revoked or deactivated; or they are pending again."""
+        """Authorizations that are pending or valid end: expired, revoked or deactivated."""
         for authorization in self._authorizations.values():
             if authorization.status in {"pending", "valid"}:
                 authorization.status = status
+
+    def validate_again(self) -> None:
+        """Orders that were ready are pending again, and their challenges wait for an answer."""
+        for order in self.orders.values():
+            for authorization in order.authorizations if order.status == "ready" else ():
+                authorization.status = "pending"
                 for challenge in authorization.challenges:
                     challenge.status = "pending"
 

@@ -415,7 +415,8 @@ def authorizations_are_revoked(model: Machine) -> None:
 
 @act
 def authorizations_are_pending_again(model: Machine) -> None:
-    model.outside.ca.end_authorizations("pending")
+    """Those of orders that were ready."""
+    model.outside.ca.validate_again()
 
 
 @act
