@@ -419,13 +419,19 @@ def test_run_gives_the_command_the_lab_and_passes_its_status_on(command: str, st
 
 
 def test_labs_started_together_do_not_collide(lab: Lab, tmp_path: Path) -> None:
-    """Two more labs start at the same moment beside the session's: all answer, none shares an address.
+    """Two more labs start at the same moment beside the session's, in a shell for that one's cluster: all answer, none
+    shares an address, and the Traefik of each serves the Ingresses of its own cluster.
 
-    Fails when networks or ports are not reserved.
+    Fails when networks or ports are not reserved, or when Traefik is started with `$KUBECONFIG`.
     """
     with contextlib.ExitStack() as stack:
         starts = [
-            subprocess.Popen([*_LAB, "up", f"--dir={tmp_path / str(number)}"], stdout=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                [*_LAB, "up", f"--dir={tmp_path / str(number)}"],
+                stdout=subprocess.PIPE,
+                text=True,
+                env=lab.environment(),
+            )
             for number in range(2)
         ]
         for start in starts:
@@ -440,6 +446,12 @@ def test_labs_started_together_do_not_collide(lab: Lab, tmp_path: Path) -> None:
                 each.service_ip
             )
             assert fetch(each.acme.directory, bundle=each.acme.ca_bundle)
+        for number, each in enumerate(labs):
+            url, host = f"http://127.0.0.1:{each.http_port}/", f"own{number}.example.test"
+            assert _get(url, Host=host)[0] == 404
+            each.kubectl("create", "ingress", "own", "-n", "certbotk8s", f"--rule={host}/*=certbotk8s-http01:80")
+            assert _wait(lambda url=url, host=host: _get(url, Host=host)[0] == 502)  # type: ignore[misc]
+            each.kubectl("delete", "ingress", "own", "-n", "certbotk8s")
 
         def addresses(of: Lab) -> list[Any]:
             return [

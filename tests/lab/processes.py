@@ -13,6 +13,9 @@ from pathlib import Path
 from tests.lab.errors import LabError, last_lines
 
 _TETHER = Path(__file__).with_name("tether.py")
+# Of this process's environment, for the parts. They are told everything by flags: $KUBECONFIG would lead Traefik to
+# another cluster than its flags name, $ETCD_... change etcd.
+_INHERITED = ("PATH", "HOME", "TMPDIR")
 
 
 def tethered(command: Sequence[str | Path]) -> list[str]:
@@ -102,15 +105,10 @@ class Children:
         self._logs = logs
         self._children: list[Child] = []
 
-    def start(
-        self,
-        name: str,
-        command: Sequence[str | Path],
-        *,
-        env: Mapping[str, str] | None = None,
-    ) -> Child:
-        """Starts one more part, with its log in `<logs>/<name>.log`."""
-        child = Child(name, command, self._logs / f"{name}.log", env=env)
+    def start(self, name: str, command: Sequence[str | Path]) -> Child:
+        """Starts one more part, with its log in `<logs>/<name>.log`; this process's environment is not for it."""
+        environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+        child = Child(name, command, self._logs / f"{name}.log", env=environment)
         self.add(child)
         return child
 
