@@ -138,9 +138,10 @@ class Reflector(Generic[R]):
                 self._on_death(f"the watch of {self._what} died")
 
     def _run(self) -> None:
-        delay = FIRST_DELAY
+        delay, expired = FIRST_DELAY, False
         while not self._stopped:
-            problem = ""
+            problem: TemporaryError | PermanentError | None = None
+            before, expired = expired, False
             self._opened = math.inf
             try:
                 if not self._version:
@@ -148,17 +149,27 @@ class Reflector(Generic[R]):
                 if not self._stopped:
                     self._watch()
             except Expired:
-                self._version = ""
+                self._version, expired = "", True
             except (TemporaryError, PermanentError) as error:
-                problem = str(error)
-            if self._clock.monotonic() - self._opened >= HEALTHY_SECONDS:
+                problem = error
+            healthy = self._clock.monotonic() - self._opened >= HEALTHY_SECONDS
+            if healthy and not problem:
                 delay = FIRST_DELAY
-                if not problem:
-                    continue
+                continue
+            if healthy or (expired and not before):
+                # After an outage the API server is back, and has forgotten: what is cached is old until the list.
+                delay = FIRST_DELAY
+            pause, delay = self._pause(problem, delay)
             if problem and not self._stopped:
-                log.warning("watching %s: %s; next attempt within %.0f s", self._what, problem, delay + 1)
-            self._wait(delay * random.uniform(0.5, 1.0))  # noqa: S311 - spreads reconnects, guards nothing
-            delay = min(delay * 2, LONGEST_DELAY)
+                log.warning("watching %s: %s; next attempt within %.0f s", self._what, problem, pause + 1)
+            self._wait(pause)
+
+    def _pause(self, problem: TemporaryError | PermanentError | None, delay: float) -> tuple[float, float]:
+        """Seconds until the next attempt, and the delay for the one after that; both spread over the watches."""
+        if isinstance(problem, TemporaryError) and problem.retry_after:  # an API server that has just started says so
+            asked = min(problem.retry_after.total_seconds(), LONGEST_DELAY)
+            return asked + FIRST_DELAY * random.random(), delay  # noqa: S311 - spreads reconnects, guards nothing
+        return delay * random.uniform(0.5, 1.0), min(delay * 2, LONGEST_DELAY)  # noqa: S311 - the same
 
     def _wait(self, seconds: float) -> None:
         deadline = self._clock.monotonic() + seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import time
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
     from tests.lab.lab import Lab
 
+# Of the controller's requests in trouble, for each second that it lasts: what its watches, its lease, and a handful of
+# keys that are tried again later each time may ask.
+PER_SECOND = 40
+
 
 @contextlib.contextmanager
 def proxied_controller(lab: Lab) -> Iterator[tuple[Controller, KubeProxy]]:
@@ -36,6 +41,40 @@ def proxied_controller(lab: Lab) -> Iterator[tuple[Controller, KubeProxy]]:
     with kube_proxy(lab) as way, Controller(lab, arguments=arguments, environment=way.environment) as running:
         running.wait_ready()
         yield running, way
+
+
+@contextlib.contextmanager
+def in_trouble(lab: Lab, site: Site, way: KubeProxy, issuer: str, suffix: str, *, count: int = 5) -> Iterator[None]:
+    """Some Certificates are asked for; trouble, which the body makes and ends, meets them; all are issued once.
+
+    Around an order that was placed but could not be remembered another one is placed: that costs no certificate.
+    """
+    site.certificate("before", [f"before.{suffix}"], issuer)
+    serial = site.ready("before")["serialNumber"]
+    site.nothing_left()
+    since, mark, asked, start = lab.acme.mark(), lab.mark(), len(way.exchanges), time.monotonic()
+    for number in range(count):
+        site.certificate(f"web{number}", [f"web{number}.{suffix}"], issuer)
+    yield
+    for number in range(count):
+        assert site.ready(f"web{number}", timeout=120).get("failedAttempts", 0) == 0
+    site.nothing_left()
+    seconds, requests = time.monotonic() - start, len(way.requests(asked))
+    issued, orders = lab.acme.issued(since), lab.orders(mark)
+    print(f"\n{issued} certificates, {orders} orders, {requests} requests to the API server in {seconds:.1f} s")
+    assert issued == count
+    assert count <= orders <= 2 * count
+    assert requests <= 30 * count + PER_SECOND * seconds
+    assert site.ready("before")["serialNumber"] == serial
+
+
+def keep_running(controller: Controller, seconds: float) -> None:
+    """What a kubelet does meanwhile: a controller that ended is started again."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if controller.ended() is not None:
+            controller.start()
+        time.sleep(0.5)
 
 
 @dataclass

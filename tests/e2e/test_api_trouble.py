@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.e2e.faults import PER_SECOND, in_trouble, keep_running
 from tests.lab.kube_proxy import error_event, is_watch, refused
 from tests.site import CERTIFICATES, Site, assert_plain, wait_for
 
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
     from tests.lab.kube_proxy import KubeProxy
     from tests.lab.lab import Lab
     from tests.lab.proxy import Fault, Request
-
-# Of the controller's requests in trouble, for each second that it lasts: what its watches, its lease, and a handful of
-# keys that are tried again later each time may ask.
-PER_SECOND = 40
 
 
 @pytest.fixture(scope="module")
@@ -96,40 +93,6 @@ def test_many_while_the_watches_lag(lab: Lab, site: Site, way: KubeProxy, issuer
     assert [status["revision"] for status in statuses] == [1] * count
     assert not any(status.get("failedAttempts") for status in statuses)
     assert (issued, orders) == (count, count)
-
-
-@contextlib.contextmanager
-def in_trouble(lab: Lab, site: Site, way: KubeProxy, issuer: str, suffix: str, *, count: int = 5) -> Iterator[None]:
-    """Some Certificates are asked for; trouble, which the body makes and ends, meets them; all are issued once.
-
-    Around an order that was placed but could not be remembered another one is placed: that costs no certificate.
-    """
-    site.certificate("before", [f"before.{suffix}"], issuer)
-    serial = site.ready("before")["serialNumber"]
-    site.nothing_left()
-    since, mark, asked, start = lab.acme.mark(), lab.mark(), len(way.exchanges), time.monotonic()
-    for number in range(count):
-        site.certificate(f"web{number}", [f"web{number}.{suffix}"], issuer)
-    yield
-    for number in range(count):
-        assert site.ready(f"web{number}", timeout=120).get("failedAttempts", 0) == 0
-    site.nothing_left()
-    seconds, requests = time.monotonic() - start, len(way.requests(asked))
-    issued, orders = lab.acme.issued(since), lab.orders(mark)
-    print(f"\n{issued} certificates, {orders} orders, {requests} requests to the API server in {seconds:.1f} s")
-    assert issued == count
-    assert count <= orders <= 2 * count
-    assert requests <= 30 * count + PER_SECOND * seconds
-    assert site.ready("before")["serialNumber"] == serial
-
-
-def keep_running(controller: Controller, seconds: float) -> None:
-    """What a kubelet does meanwhile: a controller that ended is started again."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if controller.ended() is not None:
-            controller.start()
-        time.sleep(0.5)
 
 
 @pytest.mark.parametrize("seconds", [1.0, pytest.param(120.0, marks=pytest.mark.soak)])

@@ -5,6 +5,7 @@ import string
 import subprocess
 import time
 import urllib.error
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -40,13 +41,21 @@ class Cluster(msgspec.Struct, frozen=True):
     tokens: dict[str, str]
     kubeconfigs: dict[str, Path]
     audit_log: Path
+    etcd: str
+    """Where etcd listens for clients."""
 
 
 def start_cluster(
-    folder: Path, bin_folder: Path, network: Network, ports: Ports, authority: Authority, children: Children
+    folder: Path,
+    bin_folder: Path,
+    network: Network,
+    ports: Ports,
+    authority: Authority,
+    children: Children,
+    etcd_arguments: Sequence[str],
 ) -> Cluster:
     """Starts etcd and the API server and returns when it is ready. LabError when it does not get so."""
-    etcd = _start_etcd(folder, bin_folder, ports, children)
+    etcd = _start_etcd(folder, bin_folder, ports, children, etcd_arguments)
     tokens = {user: secrets.token_hex(16) for user in _USERS}
     token_file = folder / "tokens.csv"
     token_file.write_text("".join(f'{tokens[user]},{user},{user},"{group}"\n' for user, group in _USERS.items()))
@@ -86,8 +95,9 @@ def start_cluster(
         tokens=tokens,
         kubeconfigs={user: _kubeconfig(folder, user, url, authority.bundle, token) for user, token in tokens.items()},
         audit_log=audit_log,
+        etcd=etcd,
     )
-    _wait_ready(cluster, children)
+    wait_ready(cluster.url, cluster.bundle, tokens["admin"], children)
     return cluster
 
 
@@ -122,7 +132,7 @@ def create_first_objects(cluster: Cluster, bin_folder: Path, folder: Path, netwo
         raise LabError(f"The lab's first objects cannot be created: {outcome.stderr.strip()}\nCorrect {_MANIFESTS}.")
 
 
-def _start_etcd(folder: Path, bin_folder: Path, ports: Ports, children: Children) -> str:
+def _start_etcd(folder: Path, bin_folder: Path, ports: Ports, children: Children, arguments: Sequence[str]) -> str:
     port = ports.take()
     url = f"http://127.0.0.1:{port}"
     children.start(
@@ -135,16 +145,18 @@ def _start_etcd(folder: Path, bin_folder: Path, ports: Ports, children: Children
             f"--listen-peer-urls=http://127.0.0.1:{ports.take()}",
             "--unsafe-no-fsync",
             "--log-level=error",
+            *arguments,
         ],
     ).wait_listening("127.0.0.1", port)
     return url
 
 
-def _wait_ready(cluster: Cluster, children: Children, timeout: float = 60) -> None:
+def wait_ready(url: str, bundle: Path | str, token: str, children: Children, timeout: float = 60) -> None:
+    """Returns when the API server is ready. LabError when a part has ended, or after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
         try:
-            fetch(f"{cluster.url}/readyz", bundle=cluster.bundle, token=cluster.tokens["admin"], timeout=5)
+            fetch(f"{url}/readyz", bundle=bundle, token=token, timeout=5)
         except (OSError, urllib.error.URLError) as error:
             children.check()
             if time.monotonic() > deadline:

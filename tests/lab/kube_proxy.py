@@ -56,7 +56,7 @@ def kube_proxy(lab: Lab) -> Iterator[KubeProxy]:
             kubeconfig.unlink()
 
 
-def is_watch(request: Request) -> bool:
+def is_watch(request: Request | Exchange) -> bool:
     """Whether it asks for a watch, of which the answer is a stream."""
     return "watch=true" in request.target.partition("?")[2].split("&")
 

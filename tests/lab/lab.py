@@ -18,7 +18,14 @@ from tests.lab import controller
 from tests.lab.acme import PROFILES, AcmeRequest, AcmeServer, new_eab_keys, running_pebble, start_dns
 from tests.lab.api import fetch
 from tests.lab.build import PARTS, Binary, binaries
-from tests.lab.cluster import NAMESPACE, SERVICE, create_first_objects, start_cluster, start_controller_manager
+from tests.lab.cluster import (
+    NAMESPACE,
+    SERVICE,
+    create_first_objects,
+    start_cluster,
+    start_controller_manager,
+    wait_ready,
+)
 from tests.lab.counters import MUTATING, KubeRequest, KubeWrite, read_audit_log, write_of
 from tests.lab.errors import LabError
 from tests.lab.network import Network, Ports
@@ -62,6 +69,8 @@ class Lab(msgspec.Struct, kw_only=True, rename="camel"):
     dns: str
     """host:port of the DNS server that the CA asks."""
     dns_management: str
+    etcd: str
+    """URL of etcd, for its own API in JSON (`POST /v3/...`)."""
     audit_log: str
     logs: str
     """Folder of the log files."""
@@ -234,6 +243,13 @@ class RunningLab(NamedTuple):
     """Its lab.json."""
     children: Children
 
+    def restart_api_server(self) -> None:
+        """Kills the API server and starts it again, without what it kept in memory; returns when it is ready."""
+        lab = self.lab
+        self.children["kube-apiserver"].restart()
+        wait_ready(lab.api_server, lab.api_ca_bundle, lab.api_token, self.children)
+        lab.pids.update(self.children.pids())
+
     def save(self) -> None:
         """Writes lab.json anew, whole at every moment."""
         unfinished = self.path.with_suffix(".unfinished")
@@ -242,11 +258,11 @@ class RunningLab(NamedTuple):
 
 
 @contextlib.contextmanager
-def running_lab(folder: Path | None = None) -> Iterator[RunningLab]:
+def running_lab(folder: Path | None = None, *, etcd_arguments: Sequence[str] = ()) -> Iterator[RunningLab]:
     """Builds what is missing, starts every part, and ends them all at the end.
 
     `folder` is made when it is not there, and stays, for the logs; without one the lab has a temporary folder that goes
-    with it. LabError when it cannot be started.
+    with it. `etcd_arguments` come after the lab's own, so that they win. LabError when it cannot be started.
     """
     programs = binaries(PARTS)
     started = time.monotonic()
@@ -254,7 +270,7 @@ def running_lab(folder: Path | None = None) -> Iterator[RunningLab]:
         home = stack.enter_context(_home(folder))
         network = stack.enter_context(Network())
         ports = stack.enter_context(Ports())
-        running = _start(home, programs, network, ports, stack)
+        running = _start(home, programs, network, ports, stack, etcd_arguments)
         stack.callback(running.path.unlink, missing_ok=True)
         minor = {name: binary.minor for name, binary in programs.items()}
         show(
@@ -300,7 +316,12 @@ def start_pebble(
 
 
 def _start(
-    home: Path, programs: dict[str, Binary], network: Network, ports: Ports, stack: contextlib.ExitStack
+    home: Path,
+    programs: dict[str, Binary],
+    network: Network,
+    ports: Ports,
+    stack: contextlib.ExitStack,
+    etcd_arguments: Sequence[str],
 ) -> RunningLab:
     logs, bin_folder, registrations = home / "logs", home / "bin", home / "replicas"
     for created in (logs, bin_folder, registrations):
@@ -310,7 +331,7 @@ def _start(
     children = stack.enter_context(Children(logs))
     authority = Authority(home)
 
-    cluster = start_cluster(home, bin_folder, network, ports, authority, children)
+    cluster = start_cluster(home, bin_folder, network, ports, authority, children, etcd_arguments)
     start_controller_manager(cluster, bin_folder, children)
     create_first_objects(cluster, bin_folder, home, network)
     http_port = ports.take()
@@ -345,6 +366,7 @@ def _start(
         https_port=traefik.https_port,
         dns=dns.address,
         dns_management=dns.management,
+        etcd=cluster.etcd,
         audit_log=str(cluster.audit_log),
         logs=str(logs),
         pebble_log=acme.log,

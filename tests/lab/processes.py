@@ -41,16 +41,25 @@ class Child:
         """Starts `command`; its output is appended to `log`. `env` replaces the environment, as in subprocess."""
         self.name = name
         self.log = log
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                tethered(command),
+        self._command, self._env, self._cwd = command, env, cwd
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as output:
+            return subprocess.Popen(
+                tethered(self._command),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=env,
-                cwd=cwd,
+                env=self._env,
+                cwd=self._cwd,
                 start_new_session=True,  # Ctrl-C on the terminal is for the lab, which ends its parts in order
             )
+
+    def restart(self) -> None:
+        """Kills it and starts it again by the same command."""
+        self.kill()
+        self._process = self._start()
 
     @property
     def pid(self) -> int:
@@ -115,6 +124,10 @@ class Children:
     def add(self, child: Child) -> None:
         """Counts a child that was started elsewhere among the parts."""
         self._children.append(child)
+
+    def __getitem__(self, name: str) -> Child:
+        """The part of that name; KeyError when there is none."""
+        return {child.name: child for child in self._children}[name]
 
     def pids(self) -> dict[str, int]:
         """Process id of each part by name."""

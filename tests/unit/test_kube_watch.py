@@ -158,6 +158,35 @@ def test_repeated_expiry_waits(watched: Watched) -> None:
     assert 15 <= watched.clock.waits[-1] <= 30
 
 
+def test_expiry_after_an_outage(watched: Watched) -> None:
+    """After an API server that was away for long, an expired version is news and no trouble: the list comes soon.
+
+    Mutation: let the delay grow on after an expiry.
+    """
+    server = watched.run(
+        answers=[page(version="5"), page(web(8), version="9")],
+        watches=[*[status(503) for _ in range(5)], stream(event("ERROR", status_object(410)))],
+    )
+    watched.until(lambda: versions(server)[-1:] == ["9"])
+    assert watched.clock.waits[4] >= 0.8 * 2**4 / 2
+    assert watched.clock.waits[5] <= 0.8
+
+
+def test_the_pace_that_the_server_asks_for(watched: Watched) -> None:
+    """A server that refuses watches for now, and says for how long, is asked again then, however often; not in an hour.
+
+    Mutation: take no notice of Retry-After.
+    """
+    count = 6
+    server = watched.run(
+        answers=[page(version="5")],
+        watches=[*[status(429, Retry_After="1") for _ in range(count)], status(429, Retry_After="3600")],
+    )
+    watched.until(lambda: len(versions(server)) == count + 3)
+    assert all(1 <= wait <= 1.8 for wait in watched.clock.waits[:count])
+    assert 30 <= watched.clock.waits[count] <= 31
+
+
 @pytest.mark.parametrize(
     "broken",
     [
