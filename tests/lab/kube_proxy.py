@@ -74,11 +74,6 @@ def refused(code: int, reason: str, message: str, *, passed_on: bool = False, **
     return answered(code, _status(code, reason, message), passed_on=passed_on, Content_Type=_JSON, **headers)
 
 
-def error_event(code: int, reason: str, message: str) -> Fault:
-    """A watch that is opened with 200 and then holds nothing but an ERROR event."""
-    return answered(200, b'{"type":"ERROR","object":' + _status(code, reason, message) + b"}\n", Content_Type=_JSON)
-
-
 _JSON = "application/json"
 
 

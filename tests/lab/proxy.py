@@ -176,13 +176,11 @@ class Proxy:
         self._streams: set[_Stream] = set()
         self._clients: dict[asyncio.Task[None], _Peer] = {}
         self._listener: asyncio.Server | None = None
-        self._flowing = asyncio.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"proxy {self.url}", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._flowing.set()
         self._call(self._listen())
         return self
 
@@ -218,14 +216,6 @@ class Proxy:
     def mend(self) -> None:
         """Listens again."""
         self._call(self._listen())
-
-    def stall(self) -> None:
-        """Holds every byte back, in both directions and on new connections too, until `flow`; nothing is closed."""
-        self._loop.call_soon_threadsafe(self._flowing.clear)
-
-    def flow(self) -> None:
-        """Lets go of what was held back."""
-        self._loop.call_soon_threadsafe(self._flowing.set)
 
     def silence_streams(self) -> None:
         """Lets no byte more through the streams that are open now, as when a router forgets them; new ones work."""
@@ -281,8 +271,7 @@ class Proxy:
                 self.exchanges.append(exchange)
                 fault = self._fault(request)
                 await asyncio.sleep(fault.delay)
-                await self._flowing.wait()
-                answer: Answer | None = Answer(0)
+                given = Answer(0)
                 if fault.passed_on:
                     if server is None or server.reader.at_eof():
                         server = await self._connect()
@@ -290,9 +279,9 @@ class Proxy:
                     answer = await self._ask(request, exchange, client, server)
                     if answer is None:  # it was a stream, and all of it has been passed on
                         continue
+                    given = answer
                     await asyncio.sleep(fault.answer_delay)
-                    await self._flowing.wait()
-                answer = fault.respond(answer or Answer(0))
+                answer = fault.respond(given)
                 if answer is None:
                     return
                 exchange.status = answer.status
@@ -351,7 +340,6 @@ class Proxy:
             while True:
                 moment, chunk = await due.get()
                 await asyncio.sleep(moment - self._loop.time())
-                await self._flowing.wait()
                 if stream.silent:
                     await asyncio.Event().wait()
                 if not chunk:
