@@ -8,10 +8,14 @@ import secrets
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import pytest
 
+from certbotk8s.ca.authority import Authority
+from certbotk8s.clock import SystemClock
+from certbotk8s.ports import Server
 from tests.lab.controller import Controller, install_crds
 from tests.lab.crashing import FOLDER, Fault, Faults
 from tests.lab.lab import Lab
@@ -391,3 +395,64 @@ def test_killed_while_an_account_is_made(stage: Stage, when: When) -> None:
     for point in points(effects):
         register(point)
     print(f"\nkilled {when} each of {len(effects)} effects, one account each: {', '.join(effects)}")
+
+
+@each_time
+def test_killed_while_an_account_changes(stage: Stage, when: When) -> None:
+    """A controller that dies at any effect of telling the CA another address and another key is followed by one that
+    ends both: the account is the same, the CA has the key that is stored and no other, and certificates come.
+
+    Mutation: store the new key only when the CA has confirmed it.
+    """
+    lab, admin, controller = stage.lab, Site(stage.lab, stage.lab.namespace), stage.controller
+    server, authority = Server(lab.acme.directory, Path(lab.acme.ca_bundle).read_bytes()), Authority(SystemClock())
+
+    def change(point: Point | None) -> list[str]:
+        """Have an account changed, and kill the controller at a point, if one is given; what was done for it."""
+        name = admin.cluster_issuer(f"ca-{secrets.token_hex(3)}")
+        path = f"{CERTIFICATES}/clusterissuers/{name}"
+        about = (name, f"{lab.namespace}/{name}-account", lab.acme.directory)
+        old, earlier = admin.secret_value(f"{name}-account", "tls.key"), len(stage.faults.effects(*about))
+        uri = _account(admin, path)["uri"]
+
+        def changed() -> bool:
+            status = (admin.get(path) or {})["status"]
+            return bool(status.get("rollover") == "1" and status["accounts"][0]["contact"] == "new@example.test")
+
+        if point:
+            stage.faults.set(Fault(about, "kill", point.number, when, only=re.escape(point.effect)))
+        wanted = {
+            "metadata": {"annotations": {"certbotk8s.io/rollover": "1"}},
+            "spec": {"acme": {"email": "new@example.test"}},
+        }
+        admin.patch("clusterissuers.certbotk8s.io", name, wanted)
+        try:
+            if point:
+                wait_for(lambda: controller.ended() is not None, f"{point}: its end")
+                stage.faults.set()
+                controller.start()
+            wait_for(changed, f"{point}: the account changed")
+            admin.issuer_condition("ClusterIssuer", name, "True")
+            made = [effect.name for effect in stage.faults.effects(*about)[earlier:]]
+            found = authority.find_account(server, admin.secret_value(f"{name}-account", "tls.key"))
+            assert found, point
+            assert (found.uri, found.contact) == (uri, "new@example.test"), point
+            assert _account(admin, path)["uri"] == uri, point
+            assert authority.find_account(server, old) is None, point
+            stage.site.certificate(name, [f"{name}.{stage.suffix}"], name)
+            assert stage.site.ready(name)["accountURI"] == uri, point
+        finally:
+            admin.delete(path)
+        return made
+
+    effects = tuple(change(None))
+    assert {"update account", "keyChange", "apply Secret"} <= set(effects)
+    for point in points(effects):
+        change(point)
+    print(f"\nkilled {when} each of {len(effects)} effects, the account usable: {', '.join(effects)}")
+
+
+def _account(admin: Site, path: str) -> dict[str, Any]:
+    """The one account in the status of an issuer."""
+    found: Any = (admin.get(path) or {})["status"]["accounts"]
+    return dict(found[0])

@@ -44,6 +44,7 @@ APART = frozenset({"Event", "Lease"})
 LONG_AGO = "1"
 
 _ACCOUNT_REQUESTS = {"directory": "read directory", "find_account": "look up account", "register": "newAccount"}
+_ACCOUNT_CHANGES = {"change_key": "keyChange", "update_contact": "update account"}
 _ORDER_REQUESTS = {
     "new_order": "newOrder",
     "order": "read order",
@@ -229,23 +230,27 @@ class _Authority:
     def _request(self, name: str, request: Callable[..., T], server: Server, *more: Any) -> T:
         return self._effects.make(_ACCOUNT_REQUESTS[name], server.url, partial(request, server, *more))
 
-    def session(self, *account: Any) -> _Session:
-        return _Session(self._authority.session(*account), self._effects, self._named)
+    def session(self, server: Server, *account: Any) -> _Session:
+        return _Session(self._authority.session(server, *account), self._effects, self._named, server.url)
 
 
 class _Session:
-    """`ports.Session` whose requests are effects, about the first name of the order that they belong to.
+    """`ports.Session` whose requests are effects, about the first name of the order that they belong to; changes of the
+    account are about the directory.
 
     `named` tells for each URL that the CA has given to this process which name that is.
     """
 
-    def __init__(self, session: Session, effects: Effects, named: dict[str, str]) -> None:
+    def __init__(self, session: Session, effects: Effects, named: dict[str, str], directory: str) -> None:
         self._session = session
         self._effects = effects
         self._named = named
+        self._directory = directory
 
     def __getattr__(self, name: str) -> Any:
         member = getattr(self._session, name)
+        if name in _ACCOUNT_CHANGES:
+            return lambda new: self._effects.make(_ACCOUNT_CHANGES[name], self._directory, partial(member, new))
         return partial(self._request, name, member) if name in _ORDER_REQUESTS else member
 
     def _request(self, name: str, request: Callable[..., T], target: Any, *more: Any, **options: Any) -> T:
