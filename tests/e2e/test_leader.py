@@ -1,5 +1,6 @@
 """Two replicas: one works, the other stands by; whatever happens to the one, the other goes on where it was."""
 
+import base64
 import random
 import secrets
 import signal
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 
 from tests.lab.controller import Controller, install_crds
-from tests.lab.kube_proxy import KubeProxy, kube_proxy
+from tests.lab.kube_proxy import KubeProxy, kube_proxy, to
 from tests.lab.lab import Lab
+from tests.lab.proxy import late
 from tests.site import CERTIFICATES, Site, wait_for
 
 LEASE = 3  # seconds
@@ -174,3 +176,40 @@ def test_a_leader_that_is_told_to_end_hands_over(
     assert lab.acme.issued(since) == len(names)
     leader.start()
     leader.wait_ready()
+
+
+def test_a_late_verdict_about_an_issuer(lab: Lab, site: Site, replicas: Replicas, suffix: str) -> None:
+    """What a leader writes of an Issuer may arrive when it is dead, another one leads, and the reason is gone: that one
+    says again how the Issuer is, and Certificates come.
+
+    Mutation: look at an Issuer only when its generation has changed.
+    """
+    admin, leader = Site(lab, lab.namespace), replicas.leader()
+    way, (other,) = replicas.ways[leader.name], [name for name in replicas.replicas if name != leader.name]
+    name = admin.cluster_issuer(f"ca-{secrets.token_hex(3)}")
+    path, key = f"{CERTIFICATES}/clusterissuers/{name}", admin.secret_path(f"{name}-account")
+    good = admin.secret(f"{name}-account")
+    assert good
+    verdict = f"{path}/status"
+    with way.inject(to("PUT", verdict), late(10.0), times=1) as held:
+        admin.patch("secret", f"{name}-account", {"data": {"tls.key": base64.b64encode(b"no key").decode()}})
+        wait_for(lambda: held.hits, "the verdict is on its way")
+        leader.kill()
+        good["metadata"].pop("resourceVersion")
+        lab.api(key, method="PUT", body=good)
+        wait_for(lambda: replicas.holder() == other, f"{other} leads")
+        site.certificate("before", [f"before.{suffix}"], name)
+        site.ready("before")
+        (late_one,) = [each for each in way.exchanges if each.method == "PUT" and each.path == verdict][-1:]
+        assert late_one.status == 0
+        assert admin.issuer_condition("ClusterIssuer", name, "True")
+        mark = lab.mark()
+        wait_for(lambda: late_one.status, "the verdict arrives")
+    assert late_one.status == 200
+    wait_for(lambda: [each.resource for each in lab.kube_writes(mark)].count("clusterissuers") >= 2, "it is answered")
+    admin.issuer_condition("ClusterIssuer", name, "True", "AccountRegistered")
+    site.certificate("after", [f"after.{suffix}"], name)
+    site.ready("after")
+    leader.start()
+    leader.wait_ready()
+    admin.delete(path)
