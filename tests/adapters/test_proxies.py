@@ -280,7 +280,10 @@ def test_every_url_leads_through_the_proxy(lab: Lab, ca: tuple[Session, AcmeProx
     ("value", "least", "most"), [("120", 120, 120), ("Fri, 20 Nov 2099 12:00:00 GMT", 86400, 86400)]
 )
 def test_a_rate_limit(ca: tuple[Session, AcmeProxy], value: str, least: int, most: int) -> None:
-    """A problem of the script reaches the client with its Retry-After, and the CA has not heard of it."""
+    """A problem of the script reaches the client with its Retry-After, and the CA has not heard of it.
+
+    Mutation: answer without the headers of the script.
+    """
     session, proxy = ca
     proxy.inject(asking("newOrder"), problem(429, "rateLimited", "too many", Retry_After=value), times=1)
     with pytest.raises(TemporaryError, match="too many") as caught:
@@ -293,7 +296,10 @@ def test_a_rate_limit(ca: tuple[Session, AcmeProxy], value: str, least: int, mos
 
 
 def test_an_answer_lost_after_the_ca_acted(lab: Lab, ca: tuple[Session, AcmeProxy]) -> None:
-    """The CA has the order, the client got nothing."""
+    """The CA has the order, the client got nothing.
+
+    Mutation: pass no request on whose answer is dropped.
+    """
     session, proxy = ca
     since = lab.acme.mark()
     proxy.inject(asking("newOrder"), dropped(), times=1)
@@ -303,7 +309,10 @@ def test_an_answer_lost_after_the_ca_acted(lab: Lab, ca: tuple[Session, AcmeProx
 
 
 def test_a_document_is_changed(ca: tuple[Session, AcmeProxy]) -> None:
-    """What the CA says is changed on its way, an error is not."""
+    """What the CA says is changed on its way, an error is not.
+
+    Mutation: change errors too.
+    """
     session, proxy = ca
     with proxy.inject(asking("newOrder"), document(lambda order: order | {"status": "ready"})):
         order = session.new_order(name(), "default")

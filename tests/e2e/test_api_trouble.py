@@ -96,7 +96,10 @@ def test_many_while_the_watches_lag(lab: Lab, site: Site, way: KubeProxy, issuer
 
 
 def test_away(lab: Lab, site: Site, way: KubeProxy, controller: Controller, issuer: str, suffix: str) -> None:
-    """An API server to which the way is cut for a second in the midst of orders delays them."""
+    """An API server to which the way is cut for a second in the midst of orders delays them.
+
+    Mutation: let a reflector end when the API server cannot be reached.
+    """
     with in_trouble(lab, site, way, issuer, suffix):
         time.sleep(0.2)
         way.cut()
@@ -226,7 +229,10 @@ def test_nothing_can_be_written(lab: Lab, site: Site, way: KubeProxy, issuer: st
 
 @pytest.mark.soak
 def test_a_watch_that_falls_silent(lab: Lab, site: Site, way: KubeProxy, issuer: str, suffix: str) -> None:
-    """Watches that stay open and bring nothing more are noticed by the missing bookmark, and begin anew."""
+    """Watches that stay open and bring nothing more are noticed by the missing bookmark, and begin anew.
+
+    Mutation: wait for the next byte as long as the server was asked to keep the watch open.
+    """
     asked = len(way.exchanges)
     way.silence_streams()
     site.certificate("web", [f"web.{suffix}"], issuer)

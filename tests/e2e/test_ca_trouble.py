@@ -132,7 +132,10 @@ def test_a_certificate_that_cannot_be_fetched_at_once(lab: Lab, site: Site, ca: 
 
 
 def test_a_limit_outlives_a_restart(site: Site, controller: Controller, ca: FaultyCA, suffix: str) -> None:
-    """What the CA asked to wait holds for the next controller too; its end is told by the time of the next attempt."""
+    """What the CA asked to wait holds for the next controller too; its end is told by the time of the next attempt.
+
+    Mutation: do not keep in status until when the CA asked to wait.
+    """
     ca.proxy.inject(to("newOrder"), problem(429, "rateLimited", "too many new orders", Retry_After="10"), times=1)
     site.certificate("web", [f"web.{suffix}"], ca.issuer)
     site.condition("web", "Issuing", "True", "RateLimited", "too many new orders")

@@ -197,7 +197,10 @@ def test_an_api_server_that_stands_still(
 def test_an_api_server_that_dies(
     own: RunningLab, site: Site, way: KubeProxy, controller: Controller, issuer: str, suffix: str, seconds: float
 ) -> None:
-    """An API server that is killed in the midst of orders, and started again at once or after two minutes."""
+    """An API server that is killed in the midst of orders, and started again at once or after two minutes.
+
+    Mutation: let a reflector end when the API server cannot be reached.
+    """
     with in_trouble(own.lab, site, way, issuer, suffix, count=20):
         own.children["kube-apiserver"].kill()
         keep_running(controller, seconds)
