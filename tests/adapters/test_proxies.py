@@ -314,10 +314,10 @@ def test_a_document_is_changed(ca: tuple[Session, AcmeProxy]) -> None:
     Mutation: change errors too.
     """
     session, proxy = ca
-    with proxy.inject(asking("newOrder"), document(lambda order: order | {"status": "ready"})):
+    with proxy.inject(asking("newOrder"), document(lambda each: each | {"status": "ready", "detail": "changed"})):
         order = session.new_order(name(), "default")
         assert order.status == "ready"
-        with pytest.raises(PermanentError, match="blocked"):
+        with pytest.raises(PermanentError, match="forbidden by policy"):
             session.new_order([Identifier("dns", BLOCKED_NAME)], "default")
     assert session.order(order.url).status == "pending"
 
