@@ -1,7 +1,8 @@
 """The control plane itself in trouble: etcd is full, forgets old revisions, or the API server stands still.
 
 In a lab of this module's own, since every other user of it would be in the same trouble. Certificates are counted at
-the CA, the controller's requests in the API server's audit log.
+the CA, refused writes in the API server's audit log. What the control plane does not do by itself is in
+test_api_trouble.py.
 """
 
 from __future__ import annotations
