@@ -214,7 +214,7 @@ def test_nothing_can_be_written(lab: Lab, site: Site, way: KubeProxy, issuer: st
     """An API server that refuses every write for a while, and says when to come back, is not stormed, and orders go on
     where they were.
 
-    Mutation: take no notice of Retry-After, and try again at once.
+    Mutation: read Retry-After as no time at all.
     """
     with in_trouble(lab, site, way, issuer, suffix):
         time.sleep(0.2)
