@@ -100,7 +100,7 @@ def test_away(lab: Lab, site: Site, way: KubeProxy, controller: Controller, issu
 
     Mutation: let a reflector end when the API server cannot be reached.
     """
-    with in_trouble(lab, site, way, issuer, suffix):
+    with in_trouble(lab, site, way, controller, issuer, suffix):
         time.sleep(0.2)
         way.cut()
         keep_running(controller, 1.0)
@@ -143,12 +143,14 @@ def test_a_version_that_has_expired(lab: Lab, site: Site, way: KubeProxy, issuer
     assert len(requests) <= 5 * len(refused_once) + 5 * seconds
 
 
-def test_watches_that_are_cut(lab: Lab, site: Site, way: KubeProxy, issuer: str, suffix: str) -> None:
+def test_watches_that_are_cut(
+    lab: Lab, site: Site, way: KubeProxy, controller: Controller, issuer: str, suffix: str
+) -> None:
     """Watches that are cut again and again in the midst of orders go on where they were.
 
     Mutation: let a reflector end when its watch is cut.
     """
-    with in_trouble(lab, site, way, issuer, suffix, count=10):
+    with in_trouble(lab, site, way, controller, issuer, suffix, count=10):
         for _ in range(10):
             way.cut_streams()
             time.sleep(0.3)
@@ -210,13 +212,15 @@ def test_somebody_writes_the_status_all_the_time(
     assert lab.acme.issued(since) == 1
 
 
-def test_nothing_can_be_written(lab: Lab, site: Site, way: KubeProxy, issuer: str, suffix: str) -> None:
+def test_nothing_can_be_written(
+    lab: Lab, site: Site, way: KubeProxy, controller: Controller, issuer: str, suffix: str
+) -> None:
     """An API server that refuses every write for a while, and says when to come back, is not stormed, and orders go on
     where they were.
 
     Mutation: read Retry-After as no time at all.
     """
-    with in_trouble(lab, site, way, issuer, suffix):
+    with in_trouble(lab, site, way, controller, issuer, suffix):
         time.sleep(0.2)
         with way.inject(
             write, refused(429, "TooManyRequests", "too many requests, please try again later", Retry_After="1")

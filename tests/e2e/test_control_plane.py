@@ -125,7 +125,7 @@ def test_etcd_out_of_space(
     lab, etcd, count = own.lab, Etcd(own.lab.etcd), 20
     ballast = Ballast(site, etcd)
     ballast.load()
-    with in_trouble(lab, site, way, issuer, suffix, count=count):
+    with in_trouble(lab, site, way, controller, issuer, suffix, count=count):
         controller.signal(signal.SIGSTOP)  # so that the orders last until etcd is full
         ballast.overload()
         mark, start = lab.mark(), time.monotonic()
@@ -184,7 +184,7 @@ def test_an_api_server_that_stands_still(
     Mutation: start anew instead of fetching the order in `_resume`.
     """
     server = own.children["kube-apiserver"]
-    with in_trouble(own.lab, site, way, issuer, suffix, count=20):
+    with in_trouble(own.lab, site, way, controller, issuer, suffix, count=20):
         server.signal(signal.SIGSTOP)
         try:
             keep_running(controller, seconds)
@@ -202,7 +202,7 @@ def test_an_api_server_that_dies(
 
     Mutation: let a reflector end when the API server cannot be reached.
     """
-    with in_trouble(own.lab, site, way, issuer, suffix, count=20):
+    with in_trouble(own.lab, site, way, controller, issuer, suffix, count=20):
         own.children["kube-apiserver"].kill()
         keep_running(controller, seconds)
         own.restart_api_server()
