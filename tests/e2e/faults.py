@@ -19,7 +19,7 @@ from tests.lab.acme_proxy import AcmeProxy, acme_proxy, kind_of
 from tests.lab.controller import Controller, install_crds
 from tests.lab.kube_proxy import KubeProxy, kube_proxy
 from tests.lab.proxy import Answer, Fault, changed
-from tests.site import CERTIFICATES, Site
+from tests.site import CERTIFICATES, Site, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -60,8 +60,11 @@ def in_trouble(
         site.certificate(f"web{number}", [f"web{number}.{suffix}"], issuer)
     yield
     site.certificate("after", [f"after.{suffix}"], issuer)
-    for name in (*(f"web{number}" for number in range(count)), "after"):
-        assert {each["outcome"] for each in site.ready(name, timeout=120)["recentOrders"]} == {"Issued"}
+    names = [*(f"web{number}" for number in range(count)), "after"]
+    # Even now its Lease may turn out to be lost.
+    wait_for(lambda: kept_running(controller) and all(map(site.ended, names)), "an end of all", timeout=120, pause=0.5)
+    for name in names:
+        assert {each["outcome"] for each in site.ready(name)["recentOrders"]} == {"Issued"}
     count += 1
     seconds, requests = time.monotonic() - start, len(way.requests(asked))
     controller.restart()  # a clean-up that failed is left to the sweep, which also comes at the start
@@ -79,9 +82,15 @@ def keep_running(controller: Controller, seconds: float) -> None:
     """What a kubelet does meanwhile: a controller that ended is started again."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if controller.ended() is not None:
-            controller.start()
+        kept_running(controller)
         time.sleep(0.5)
+
+
+def kept_running(controller: Controller) -> bool:
+    """Whether it is ready, after it was started again if it had ended."""
+    if controller.ended() is not None:
+        controller.start()
+    return controller.is_ready()
 
 
 @dataclass

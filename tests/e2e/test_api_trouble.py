@@ -105,7 +105,6 @@ def test_away(lab: Lab, site: Site, way: KubeProxy, controller: Controller, issu
         way.cut()
         keep_running(controller, 1.0)
         way.mend()
-        controller.wait_ready()
 
 
 def test_a_version_that_has_expired(lab: Lab, site: Site, way: KubeProxy, issuer: str, suffix: str) -> None:

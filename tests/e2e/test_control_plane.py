@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.faults import PER_SECOND, in_trouble, keep_running, proxied_controller
+from tests.e2e.faults import PER_SECOND, in_trouble, keep_running, kept_running, proxied_controller
 from tests.lab.etcd import Etcd
 from tests.lab.kube_proxy import is_watch
 from tests.lab.lab import running_lab
@@ -133,7 +133,6 @@ def test_etcd_out_of_space(
         keep_running(controller, seconds)
         tries, lasted = refused_writes(lab, mark), time.monotonic() - start
         ballast.unload()
-        controller.wait_ready()
         print(f"\n{tries} writes refused in {lasted:.1f} s")
         assert 0 < tries <= 3 * count
     assert not etcd.is_full()
@@ -158,6 +157,7 @@ def test_versions_that_etcd_has_compacted(
     own.restart_api_server()
     watched = {each.path for each in way.exchanges[:asked] if is_watch(each)}
     way.mend()
+    wait_for(lambda: kept_running(controller), "the controller is ready")
     site.condition("web", "Ready", "False", "BackingOff")
     assert lab.orders(mark) == 0
     listed = wait_for(
@@ -190,7 +190,6 @@ def test_an_api_server_that_stands_still(
             keep_running(controller, seconds)
         finally:
             server.signal(signal.SIGCONT)
-        controller.wait_ready()
 
 
 @pytest.mark.timeout(400)
@@ -206,5 +205,3 @@ def test_an_api_server_that_dies(
         own.children["kube-apiserver"].kill()
         keep_running(controller, seconds)
         own.restart_api_server()
-        keep_running(controller, 1.0)
-        controller.wait_ready()

@@ -1,10 +1,14 @@
 """The ingress controller of the lab."""
 
+import time
+import urllib.error
 from pathlib import Path
 
 import msgspec
 
+from tests.lab.api import fetch
 from tests.lab.cluster import Cluster
+from tests.lab.errors import LabError
 from tests.lab.network import Ports
 from tests.lab.processes import Children
 
@@ -21,7 +25,7 @@ class Traefik(msgspec.Struct, frozen=True):
 def start_traefik(
     cluster: Cluster, bin_folder: Path, folder: Path, http_port: int, ports: Ports, children: Children
 ) -> Traefik:
-    """Starts Traefik for Ingresses of class traefik; returns when its ports are open."""
+    """Starts Traefik for Ingresses of class traefik; returns when it routes: its ports are open before that."""
     https_port, api_port = ports.take(), ports.take()
     token = folder / "traefik.token"
     token.write_text(cluster.tokens["traefik"])
@@ -49,4 +53,15 @@ def start_traefik(
     )
     for port in (http_port, https_port, api_port):
         child.wait_listening("127.0.0.1", port)
-    return Traefik(http_port=http_port, https_port=https_port, api=f"http://127.0.0.1:{api_port}/api")
+    traefik = Traefik(http_port=http_port, https_port=https_port, api=f"http://127.0.0.1:{api_port}/api")
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            fetch(f"{traefik.api}/rawdata", timeout=5)
+        except (OSError, urllib.error.URLError) as error:
+            child.check()
+            if time.monotonic() > deadline:
+                raise LabError(f"Traefik does not route after 60 s: {error}. Its log: {child.log}") from error
+            time.sleep(0.02)
+        else:
+            return traefik
