@@ -603,10 +603,10 @@ class Machine(RuleBasedStateMachine):
     @rule(at_once=st.booleans())
     def anew(self, at_once: bool) -> None:
         """The name is to be validated anew for another certificate: most faults need an issuance under way."""
-        self.outside.ca.end_authorizations("expired")
+        self.now("authorizations expire")
         if at_once:
             self.outside.live_for(3.0)
-        ACTS["somebody wishes a renewal"](self)
+        self.now("somebody wishes a renewal")
 
     @rule(leader=st.sampled_from("AB"), choice=st.integers(0, 2), turns=st.integers(1, 8))
     def work(self, leader: str, choice: int, turns: int) -> None:
