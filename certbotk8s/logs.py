@@ -1,4 +1,7 @@
-"""How log lines look. Keys of an object are `kind`, `object` and `reason`, the same as in its Events."""
+"""How log lines look. Keys of an object are `kind`, `object` and `reason`, the same as in its Events.
+
+The line of an order that has ended (docs/policy.md) has those of the order as well.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from datetime import UTC, datetime
 import msgspec
 
 # Attributes that a record may carry beside its message, by `extra`.
-KEYS = ("kind", "object", "reason")
+OBJECT_KEYS = ("kind", "object", "reason")
+ORDER_KEYS = ("outcome", "namespace", "names", "issuer", "account", "order")
+KEYS = (*OBJECT_KEYS, *ORDER_KEYS)
 
 
 class JsonFormatter(logging.Formatter):
@@ -34,11 +39,17 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line, and the traceback of an exception below it."""
         time = datetime.fromtimestamp(record.created, UTC)
-        about = " ".join(str(getattr(record, key)) for key in KEYS if hasattr(record, key))
+        words = [str(getattr(record, key)) for key in OBJECT_KEYS if hasattr(record, key)]
+        words += [f"{key}={_text(getattr(record, key))}" for key in ORDER_KEYS if hasattr(record, key)]
+        about = " ".join(words)
         line = f"{time:%H:%M:%S.%f} {record.levelname.lower():7} {record.getMessage()}" + (
             f"  [{about}]" if about else ""
         )
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def configure(form: str, level: str) -> None:

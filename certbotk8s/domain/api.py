@@ -145,7 +145,8 @@ class Issuance(Struct, frozen=True):
     """An issuance under way: the least that must survive a crash. The CA's order is the truth about how far it is.
 
     `state` is a `domain.issuance.State`; `request_hash` tells whether the spec still asks for the same thing;
-    `order_set` is equal for orders that a CA would take for one; `deadline` is the order's `expires`.
+    `order_set` is equal for orders that a CA would take for one; `deadline` is the order's `expires`. `names` are those
+    that the order is for, whatever the spec says by now.
     """
 
     generation: int
@@ -161,6 +162,7 @@ class Issuance(Struct, frozen=True):
     finalize_url: str = msgspec.field(default="", name="finalizeURL")
     certificate_url: str = msgspec.field(default="", name="certificateURL")
     deadline: datetime | None = None
+    names: tuple[str, ...] = ()
     renew_now: str = ""
     challenges: tuple[PendingChallenge, ...] = ()
 
@@ -177,6 +179,7 @@ class RecentOrder(Struct, frozen=True):
     outcome: str
     renew_now: str = ""
     account_uri: str = msgspec.field(default="", name="accountURI")
+    order_url: str = msgspec.field(default="", name="orderURL")
     issuer: str = ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from certbotk8s.domain import api
@@ -15,6 +16,16 @@ if TYPE_CHECKING:
     from certbotk8s.domain.errors import PermanentError
 
 RECENT_ORDERS = 10
+
+
+class Ending(StrEnum):
+    """How an order ended, as the log tells: one line for each order."""
+
+    ISSUED = "issued"  # its certificate is in the Secret
+    FAILED = "failed"  # at the CA, or the CA lost it; `reason` tells
+    ABANDONED = "abandoned"  # by us, before finalize or with its Certificate
+    DISCARDED = "discarded"  # what it issued is not what is asked for
+
 
 # Failures that say nothing about the names: the next attempt need not spare them.
 _CA_REASONS = {Reason.ORDER_GONE, Reason.KEY_LOST, Reason.CERTIFICATE_REJECTED}
@@ -74,11 +85,12 @@ def recent(seen: Observed, issuance: api.Issuance | None, outcome: Reason) -> tu
     meta = seen.certificate.metadata
     order = api.RecentOrder(
         time=seen.now,
-        set_hash=names_hash(seen.names),
+        set_hash=names_hash((issuance.names if issuance else ()) or seen.names),
         generation=issuance.generation if issuance else meta.generation,
         outcome=outcome,
         renew_now=issuance.renew_now if issuance else renew_wish(seen.certificate),
         account_uri=issuance.account_uri if issuance else "",
+        order_url=issuance.order_url if issuance else "",
         issuer=issuer_version(seen.issuer),
     )
     orders = (*seen.certificate.status.recent_orders, order)

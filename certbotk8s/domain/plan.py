@@ -76,9 +76,9 @@ def when(time: datetime) -> str:
     return f"{time:%Y-%m-%d %H:%M} UTC"
 
 
-def issuer_name(certificate: Certificate) -> str:
-    """The issuer as messages call it: `Issuer shop/ca` or `ClusterIssuer ca`."""
-    ref = certificate.spec.issuer_ref
+def issuer_name(certificate: Certificate, ref: api.IssuerRef | None = None) -> str:
+    """The issuer as messages call it, or another that it referred to: `Issuer shop/ca` or `ClusterIssuer ca`."""
+    ref = ref or certificate.spec.issuer_ref
     return f"{ref.kind} {ref.name if ref.kind == 'ClusterIssuer' else f'{certificate.metadata.namespace}/{ref.name}'}"
 
 

@@ -31,6 +31,8 @@ class Reason(StrEnum):
     # outcomes
     ISSUED = "Issued"
     ADOPTED = "Adopted"
+    ORDER_ABANDONED = "OrderAbandoned"  # before finalize: nobody wants it any more, or it was not remembered
+    CERTIFICATE_DISCARDED = "CertificateDiscarded"  # after finalize: the spec asks for something else by now
 
     # refusals and failures (Issuing=False or Ready=False)
     INVALID_SPEC = "InvalidSpec"

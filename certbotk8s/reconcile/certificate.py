@@ -15,13 +15,13 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import structs
 
 from certbotk8s.domain import api, pem
 from certbotk8s.domain.acme import Identifier
-from certbotk8s.domain.attempt import failure, recent, success
+from certbotk8s.domain.attempt import Ending, failure, recent, success
 from certbotk8s.domain.errors import Conflict, PermanentError, TemporaryError
 from certbotk8s.domain.issuance import Outcome, State, advance, order_outcome
 from certbotk8s.domain.names import listing
@@ -53,7 +53,7 @@ from certbotk8s.reconcile.indexes import BY_ORDER_SET, certificate_key, issuer_k
 from certbotk8s.reconcile.observer import Observer
 from certbotk8s.reconcile.orders import explain, give_up_authorizations
 from certbotk8s.reconcile.secrets import CertificateSecrets
-from certbotk8s.reconcile.status import report, write_status
+from certbotk8s.reconcile.status import report, report_order, write_status
 from certbotk8s.reconcile.work import Rest, Step, Wait, Work
 
 if TYPE_CHECKING:
@@ -78,13 +78,28 @@ PATIENCE = 30.0
 # Nothing tells when a Secret that is not ours goes away, or when a Certificate gives up the name of a Secret.
 HELD_LOOK = timedelta(minutes=5)
 ACCOUNT_LOOK = timedelta(seconds=30)
-# An order that came to nothing through no fault of the request: as what it is recorded, and what is said of the second
-# one in a row. A CA that loses one order after the other would be asked for ever.
+
+
+class Loss(NamedTuple):
+    """How an order that is lost is recorded, told, and told the second time in a row."""
+
+    reason: Reason
+    ending: Ending
+    text: str
+    again: str
+
+
+# An order that came to nothing through no fault of the request. A CA that loses one after the other would be asked for
+# ever.
 LOSSES = {
-    Outcome.ORDER_GONE: (Reason.ORDER_GONE, "no longer knows the order {url}, nor did it know the one before."),
-    Outcome.ORDER_TAKEN: (
+    Outcome.ORDER_GONE: Loss(
+        Reason.ORDER_GONE, Ending.FAILED, "no longer knows the order", "nor did it know the one before"
+    ),
+    Outcome.ORDER_TAKEN: Loss(
         Reason.CERTIFICATE_REJECTED,
-        "issued for another key than ours, by the order {url} as by the one before.",
+        Ending.DISCARDED,
+        "issued for another key than ours, by the order",
+        "as by the one before",
     ),
 }
 
@@ -127,8 +142,9 @@ class CertificateReconciler:
         try:
             return (yield from self._run(work))
         except Conflict:
-            # Somebody else wrote: what is known here may be wrong. Whatever was stored is found again.
-            self._forget(key)
+            # What is known here may be wrong. Whatever was stored is found again.
+            work.overruled = True
+            self._claims.release(key)
             raise
 
     def _run(self, work: Work) -> Steps:
@@ -196,6 +212,7 @@ class CertificateReconciler:
             self._claims.release(work.key)
             work.issuance, work.stored, work.order, work.failure, work.to_answer = None, None, None, None, ()
             work.chain, work.installed = None, None
+            work.orders.clear()
 
     def _resume(self, key: Key, certificate: Certificate) -> Work:
         """The work under way for this Certificate: as remembered, else as its status tells."""
@@ -203,6 +220,8 @@ class CertificateReconciler:
         if work and _goes_on(work, certificate):
             work.certificate = certificate
             return work
+        if work:
+            self._part_with_orders(work)
         self._forget(key)
         state = State.NONE
         if stored:
@@ -210,7 +229,8 @@ class CertificateReconciler:
             # less.
             state = State.FINALIZING if stored.state == State.FINALIZING else State.ORDERED
             self._claims.take(key, stored.order_set)
-        work = Work(key, certificate, state, stored, stored, since=self._clock.monotonic())
+        orders = {stored.order_url} if stored else set()
+        work = Work(key, certificate, state, stored, stored, since=self._clock.monotonic(), orders=orders)
         if stored and (wait := asked_to_wait(seen := self._observer.observe(certificate))) and wait.until:
             work.due = work.since + (wait.until - seen.now).total_seconds()
         self._works[key] = work
@@ -224,6 +244,12 @@ class CertificateReconciler:
         """The Certificate is deleted: Kubernetes removes the next key, we what was presented. The tls Secret stays."""
         work = self._works.get(key)
         if work and work.issuance:
+            if work.state in {State.ISSUED, State.FAILED}:
+                ending, finding, _ = self._concluded(work, self._observer.observe(work.certificate))
+            else:
+                text = f"{self._order_of(work)} is given up, since the Certificate was deleted"
+                ending, finding = Ending.ABANDONED, Finding(Reason.ORDER_ABANDONED, text)
+            self._tell_orders(work, ending, finding)
             # Its claim stands until then: another order for the same names would get these authorizations.
             yield from self._give_up_authorizations(work)
             yield from self._clean_up(work, [])
@@ -385,6 +411,7 @@ class CertificateReconciler:
             started_at=seen.now,
             issuer_ref=work.certificate.spec.issuer_ref,
             account_uri=account.session.account_uri,
+            names=seen.names,
             renew_now=renew_wish(work.certificate),
         )
         return Outcome.KEY_STORED
@@ -420,6 +447,7 @@ class CertificateReconciler:
         # On threads of its own: hundreds of orders that a slow CA has yet to take hold up none that it has taken.
         pool = f"{self._pool(work)}/newOrder"
         order = yield from call(pool, session.new_order, identifiers, profile(seen))
+        work.orders.add(order.url)
         outcome = order_outcome(order.status)
         issuance = structs.replace(
             work.issuance,
@@ -430,6 +458,7 @@ class CertificateReconciler:
         )
         # At once, before anything else is asked: an order nobody remembers is an order lost.
         self._persist(work, issuance, f"{issuer_name(work.certificate)} took the order for {listing(seen.names)}")
+        self._tell_lost_orders(work, {order.url})
         if outcome is Outcome.ORDER_INVALID:
             return (yield from explain(self._pool(work), session, order, self._names(work)))
         work.order = order
@@ -668,19 +697,23 @@ class CertificateReconciler:
         assert work.issuance
         changes: dict[str, Any] = {}
         if why in LOSSES:
-            outcome, text = LOSSES[why]
+            loss = LOSSES[why]
             before = work.certificate.status.recent_orders
-            if before and before[-1].outcome == outcome:
-                url = work.issuance.order_url
-                raise PermanentError(outcome, f"{issuer_name(work.certificate)} {text.format(url=url)}")
-            changes["recent_orders"] = recent(self._observer.observe(work.certificate), work.issuance, outcome)
+            text = f"{issuer_name(work.certificate, work.issuance.issuer_ref)} {loss.text}"
+            if before and before[-1].outcome == loss.reason:
+                raise PermanentError(loss.reason, f"{text} {work.issuance.order_url}, {loss.again}.")
+            changes["recent_orders"] = recent(self._observer.observe(work.certificate), work.issuance, loss.reason)
+            names = listing(work.issuance.names)
+            ending, finding = loss.ending, Finding(loss.reason, f"{text} for {names}. A new one is placed")
         else:
             yield from self._give_up_authorizations(work)
+            ending, finding = self._unwanted(work)
         # The write first: it is refused when another leader has gone on, whose key and challenges are not ours to take.
         keys = None
         if work.stored:
             keys = self._secrets.next_keys(self._observer.observe(work.certificate))
             self._write(work, None, Finding(Reason.ORDER_PENDING, "Ordering anew"), issuing=True, **changes)
+        self._tell_orders(work, ending, finding)
         yield from self._clean_up(work, keys)
 
     def _give_up_authorizations(self, work: Work) -> Generator[Any, Any, None]:
@@ -694,21 +727,88 @@ class CertificateReconciler:
         except (TemporaryError, PermanentError) as error:
             log.info("%s: the order given up keeps its authorizations: %s", work.certificate.key, error)
 
-    def _record(self, work: Work, seen: Observed) -> None:
+    def _concluded(self, work: Work, seen: Observed) -> tuple[Ending, Finding, dict[str, Any]]:
+        """How the attempt ended: what is told, and what is recorded."""
         if work.state is State.ISSUED:
             assert work.issuance
             assert work.installed
-            finding, changes = success(seen, work.issuance, work.installed)
-        else:
-            assert work.failure
-            finding, changes = failure(seen, work.issuance, work.failure)
+            return Ending.ISSUED, *success(seen, work.issuance, work.installed)
+        assert work.failure
+        return Ending.FAILED, *failure(seen, work.issuance, work.failure)
+
+    def _record(self, work: Work, seen: Observed) -> None:
+        ending, finding, changes = self._concluded(work, seen)
         self._write(work, None, finding, issuing=False, **changes)
-        warning = work.state is State.FAILED
-        report(self._cluster, "Certificate", work.certificate, finding.reason, finding.message, warning=warning)
+        if not self._tell_orders(work, ending, finding):  # none was placed
+            report(self._cluster, "Certificate", work.certificate, finding.reason, finding.message, warning=True)
         problem = work.failure.problem if work.failure else None
         if problem and doubts_account(problem) and work.failure and work.issuance:
             self._accounts.doubt(self._ordered_from(work), work.issuance.account_uri, work.failure)
             self._enqueue(self._ordered_from(work))
+
+    # --- what became of orders ----------------------------------------------------------------------------------------
+
+    def _order_of(self, work: Work) -> str:
+        assert work.issuance
+        issuer = issuer_name(work.certificate, work.issuance.issuer_ref)
+        return f"The order for {listing(work.issuance.names)} at {issuer}"
+
+    def _unwanted(self, work: Work) -> tuple[Ending, Finding]:
+        """How an order ends that something else is wanted in place of."""
+        seen = self._observer.observe(work.certificate)
+        if refused(seen):
+            why = "since its names are no longer allowed"
+        elif seen.issuer is None:
+            why = "since its issuer was deleted"
+        else:
+            why = "since the Certificate or its issuer asks for something else by now"
+        if work.state is State.FINALIZING:
+            text = f"{self._order_of(work)} brought a certificate that is not used, {why}"
+            return Ending.DISCARDED, Finding(Reason.CERTIFICATE_DISCARDED, text)
+        return Ending.ABANDONED, Finding(Reason.ORDER_ABANDONED, f"{self._order_of(work)} is given up, {why}")
+
+    def _tell_orders(self, work: Work, ending: Ending, finding: Finding) -> bool:
+        """Say how the order under way ended, once; False when there is none."""
+        issuance = work.issuance
+        told = issuance is not None and issuance.order_url in work.orders
+        if told:
+            assert issuance
+            report_order(self._cluster, work.certificate, issuance, issuance.order_url, ending, finding)
+            work.orders.discard(issuance.order_url)
+        self._tell_lost_orders(work, set())
+        return told
+
+    def _tell_lost_orders(self, work: Work, but: set[str]) -> None:
+        """Say that orders are given up whose URL could not be stored: they are never finalized."""
+        for url in sorted(work.orders - but):
+            assert work.issuance
+            text = f"{self._order_of(work)} is given up, since it could not be stored in status"
+            finding = Finding(Reason.ORDER_ABANDONED, text)
+            report_order(self._cluster, work.certificate, work.issuance, url, Ending.ABANDONED, finding)
+            work.orders.discard(url)
+
+    def _part_with_orders(self, work: Work) -> None:
+        """Say what became of orders that are no longer in hand, because the status is not what was left there.
+
+        The record decides, as it is now: it may be our own, written by a request whose answer was lost.
+        """
+        if not work.orders:
+            return
+        assert work.issuance
+        meta = work.certificate.metadata
+        live = self._cluster.get(api.CERTIFICATE, meta.namespace, meta.name)
+        status = live.status if live and live.metadata.uid == meta.uid else api.CertificateStatus()
+        if status.issuance:
+            work.orders.discard(status.issuance.order_url)  # it goes on
+        condition = api.find_condition(status.conditions, "Issuing")
+        for one in status.recent_orders:
+            if one.order_url in work.orders and one.outcome in set(Reason):
+                ending = Ending.ISSUED if one.outcome == Reason.ISSUED else Ending.FAILED
+                said = condition and condition.reason == one.outcome and condition.message
+                finding = Finding(Reason(one.outcome), said or f"{self._order_of(work)} has ended")
+                report_order(self._cluster, work.certificate, work.issuance, one.order_url, ending, finding)
+                work.orders.discard(one.order_url)
+        self._tell_lost_orders(work, set())
 
     def _clean_up(self, work: Work, keys: list[SecretFacts] | None) -> Generator[Any, Any, None]:
         """Take away what the issuance left, `keys` among it; None where its end was not written to status.
@@ -739,7 +839,7 @@ class CertificateReconciler:
 def _goes_on(work: Work, certificate: Certificate) -> bool:
     """Whether what is remembered is of this Certificate as it is now: another leader may have gone on meanwhile."""
     stored = certificate.status.issuance
-    if work.certificate.metadata.uid != certificate.metadata.uid or work.stored != stored:
+    if work.overruled or work.certificate.metadata.uid != certificate.metadata.uid or work.stored != stored:
         return False
     # A request that is not stored yet is for what status said when it was made.
     return stored is not None or work.issuance is None or certificate.status == work.certificate.status

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from msgspec import structs
 
 from certbotk8s.domain import api
+from certbotk8s.domain.attempt import Ending
 from certbotk8s.domain.errors import Conflict
-from certbotk8s.domain.plan import Finding, conditions, unfit
+from certbotk8s.domain.plan import Finding, conditions, issuer_name, unfit
 from certbotk8s.domain.renewal import renewal_time
 from certbotk8s.ports import Reference
 
@@ -30,13 +31,34 @@ def report(
     message: str,
     *,
     warning: bool = False,
+    **more: object,
 ) -> None:
-    """One sentence about an object: as an Event, and in the log."""
+    """One sentence about an object: as an Event, and in the log; there with `more`, which are keys of `logs.KEYS`."""
     meta = about.metadata
     version = "networking.k8s.io/v1" if kind == "Ingress" else api.API_VERSION
     cluster.event(Reference(version, kind, meta.namespace, meta.name, meta.uid), reason, message, warning=warning)
     level = logging.WARNING if warning else logging.INFO
-    log.log(level, "%s", message, extra={"kind": kind, "object": about.key, "reason": str(reason)})
+    log.log(level, "%s", message, extra={"kind": kind, "object": about.key, "reason": str(reason)} | more)
+
+
+def report_order(
+    cluster: Cluster, certificate: Certificate, issuance: Issuance, url: str, ending: Ending, finding: Finding
+) -> None:
+    """How an order ended: its Event, and its line in the log, from which audits are made (docs/policy.md)."""
+    report(
+        cluster,
+        "Certificate",
+        certificate,
+        finding.reason,
+        finding.message,
+        warning=ending is Ending.FAILED,
+        outcome=str(ending),
+        namespace=certificate.metadata.namespace,
+        names=issuance.names,
+        issuer=issuer_name(certificate, issuance.issuer_ref),
+        account=issuance.account_uri,
+        order=url,
+    )
 
 
 def write_status(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ class Work:
 
     `since` (monotonic seconds) is when the state was entered, `due` until when its step waits, `looks` how often the CA
     or the challenge was looked at in it, `errors` how many tries in a row failed, `to_answer` the challenges that the
-    CA waits for us to answer (None: it is to be asked which).
+    CA waits for us to answer (None: it is to be asked which), `orders` the URLs of orders that the CA gave and whose
+    end is still to be told. `overruled`: somebody else wrote the status, so that what is known here may be wrong.
     """
 
     key: Key
@@ -56,6 +57,8 @@ class Work:
     chain: bytes | None = None
     installed: CertificateFacts | None = None
     failure: PermanentError | None = None
+    orders: set[str] = field(default_factory=set)
+    overruled: bool = False
 
 
 Step: TypeAlias = "Generator[Any, Any, Outcome | Wait | Rest]"
