@@ -30,6 +30,7 @@ HEADWAY = {
     Reason.RENEW_NOW,
     Reason.ORDER_PENDING,
     Reason.SAME_NAMES,
+    Reason.ORDERS_LIMITED,
 }
 # Issuing=False for one of these is an issuance that went well.
 SUCCESSES = {Reason.ISSUED, Reason.ADOPTED}

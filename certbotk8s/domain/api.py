@@ -275,6 +275,7 @@ class AcmeSpec(Struct, frozen=True):
     account_key_algorithm: str = "ECDSA"
     bindings: tuple[BindingSpec, ...] = ()
     common_name: str = "Auto"
+    max_concurrent_orders: int = 200
     profile: str = ""
     solvers: tuple[SolverSpec, ...] = ()
 

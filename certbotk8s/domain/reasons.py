@@ -24,6 +24,7 @@ class Reason(StrEnum):
     # what is being done or waited for (Issuing=True)
     ORDER_PENDING = "OrderPending"
     SAME_NAMES = "SameNames"  # another Certificate is ordering the same names
+    ORDERS_LIMITED = "OrdersLimited"  # as many orders of the issuer are under way as it allows
     BACKING_OFF = "BackingOff"
     CA_UNAVAILABLE = "CAUnavailable"
     RATE_LIMITED = "RateLimited"

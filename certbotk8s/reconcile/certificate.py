@@ -49,9 +49,17 @@ from certbotk8s.domain.renewal import LOOKS, SELF_CHECK_LIMIT, SELF_CHECKS, STEP
 from certbotk8s.ports import Key, call
 from certbotk8s.reconcile.challenges import OVER, Challenges, authorization_failure
 from certbotk8s.reconcile.claims import Claims
-from certbotk8s.reconcile.indexes import BY_ORDER_SET, certificate_key, issuer_key, store_key
+from certbotk8s.reconcile.indexes import (
+    BY_ORDER_SET,
+    BY_ORDERED_FROM,
+    certificate_key,
+    issuer_key,
+    store_index,
+    store_key,
+)
 from certbotk8s.reconcile.observer import Observer
 from certbotk8s.reconcile.orders import explain, give_up_authorizations
+from certbotk8s.reconcile.places import Places, Turn
 from certbotk8s.reconcile.secrets import CertificateSecrets
 from certbotk8s.reconcile.status import report, report_order, write_status
 from certbotk8s.reconcile.work import Rest, Step, Wait, Work
@@ -126,7 +134,7 @@ class CertificateReconciler:
         self._observer = Observer(cluster, clock, accounts)
         self._enqueue = enqueue
         self._works: dict[Key, Work] = {}
-        self._claims = Claims(enqueue)
+        self._claims, self._places = Claims(enqueue), Places(enqueue)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -145,6 +153,7 @@ class CertificateReconciler:
             # What is known here may be wrong. Whatever was stored is found again.
             work.overruled = True
             self._claims.release(key)
+            self._places.release(key)
             raise
 
     def _run(self, work: Work) -> Steps:
@@ -175,9 +184,11 @@ class CertificateReconciler:
             except TemporaryError as error:
                 outcome = self._try_later(work, error)
             if isinstance(outcome, Rest):
-                self._forget(work.key)
+                self._forget(work.key, waits=outcome.waits)
                 return outcome.after
             if isinstance(outcome, Wait):
+                if work.state in {State.NONE, State.REQUESTED} and not work.orders:
+                    self._places.release(work.key)  # there is no order
                 work.due = self._clock.monotonic() + outcome.after.total_seconds()
                 self._show(work, outcome.finding)
                 return outcome.after
@@ -210,6 +221,7 @@ class CertificateReconciler:
         work.state, work.due = state, 0.0
         if state is State.NONE:
             self._claims.release(work.key)
+            self._places.release(work.key)
             work.issuance, work.stored, work.order, work.failure, work.to_answer = None, None, None, None, ()
             work.chain, work.installed = None, None
             work.orders.clear()
@@ -222,13 +234,14 @@ class CertificateReconciler:
             return work
         if work:
             self._part_with_orders(work)
-        self._forget(key)
+        self._forget(key, waits=True)
         state = State.NONE
         if stored:
             # How far it is, the order tells: both states begin by fetching it. Only Finalizing must never be read as
             # less.
             state = State.FINALIZING if stored.state == State.FINALIZING else State.ORDERED
             self._claims.take(key, stored.order_set)
+            self._places.hold(issuer_key(certificate, stored.issuer_ref), [key])
         orders = {stored.order_url} if stored else set()
         work = Work(key, certificate, state, stored, stored, since=self._clock.monotonic(), orders=orders)
         if stored and (wait := asked_to_wait(seen := self._observer.observe(certificate))) and wait.until:
@@ -236,9 +249,10 @@ class CertificateReconciler:
         self._works[key] = work
         return work
 
-    def _forget(self, key: Key) -> None:
+    def _forget(self, key: Key, *, waits: bool = False) -> None:
         self._works.pop(key, None)
         self._claims.release(key)
+        self._places.release(key, waits=waits)
 
     def _gone(self, key: Key) -> Steps:
         """The Certificate is deleted: Kubernetes removes the next key, we what was presented. The tls Secret stays."""
@@ -343,7 +357,7 @@ class CertificateReconciler:
                 seen.certificate,
                 finding.reason,
                 finding.message,
-                warning=finding.until is None,
+                warning=finding.until is None and finding.reason is not Reason.ORDERS_LIMITED,
             )
             if finding.aside:
                 log.warning("%s", finding.aside, extra={"kind": "Certificate", "object": seen.certificate.key})
@@ -382,6 +396,8 @@ class CertificateReconciler:
         account = self._observer.account(seen)
         if account is None:
             return Rest(None)  # ready, but not yet opened since the start: its reconcile enqueues this key
+        if not self._has_place(work, seen):
+            return Rest(None, waits=True)
         # Nothing is ordered on a cache's word.
         meta = work.certificate.metadata
         live = self._cluster.get(api.CERTIFICATE, meta.namespace, meta.name)
@@ -416,6 +432,21 @@ class CertificateReconciler:
         )
         return Outcome.KEY_STORED
 
+    def _has_place(self, work: Work, seen: Observed) -> bool:
+        """Whether one order more of its issuer may be under way; if not, that is said, and a free place wakes it."""
+        assert seen.issuer
+        issuer, limit = issuer_key(work.certificate), seen.issuer.spec.acme.max_concurrent_orders
+        under_way = self._cluster.store(api.CERTIFICATE).find(BY_ORDERED_FROM, store_index(issuer))
+        self._places.hold(issuer, map(certificate_key, under_way))
+        if self._places.take(work.key, issuer, limit, _turn(seen)):
+            return True
+        text = (
+            f"Waiting for other orders of {issuer_name(work.certificate)} to end: it has as many under way as its "
+            f"spec.acme.maxConcurrentOrders allows ({limit}). This goes on by itself"
+        )
+        self._say(work, seen, Finding(Reason.ORDERS_LIMITED, text))
+        return False
+
     def _is_ours(self, seen: Observed) -> bool:
         return seen.secret is not None and ownership(seen.secret, seen.certificate, seen.rivals) is Ownership.OURS
 
@@ -443,6 +474,8 @@ class CertificateReconciler:
     def _place_order(self, work: Work) -> Step:
         assert work.issuance
         session, seen = self._session(work), self._observer.observe(work.certificate)
+        if not self._has_place(work, seen):  # it was given up in a wait
+            return Rest(None, waits=True)
         identifiers = [Identifier("dns", name) for name in seen.names]
         # On threads of its own: hundreds of orders that a slow CA has yet to take hold up none that it has taken.
         pool = f"{self._pool(work)}/newOrder"
@@ -636,6 +669,7 @@ class CertificateReconciler:
         seen = self._observer.observe(work.certificate)
         keys = self._secrets.next_keys(seen)
         self._record(work, seen)
+        self._places.release(work.key)
         yield from self._clean_up(work, keys)
         return Outcome.CLEANED_UP
 
@@ -843,6 +877,14 @@ def _goes_on(work: Work, certificate: Certificate) -> bool:
         return False
     # A request that is not stored yet is for what status said when it was made.
     return stored is not None or work.issuance is None or certificate.status == work.certificate.status
+
+
+def _turn(seen: Observed) -> Turn:
+    """When it is its turn to order."""
+    if seen.secret and seen.secret.certificate:
+        return Turn(first_issuance=False, moment=seen.secret.certificate.not_after.timestamp())
+    created = seen.certificate.metadata.creation_timestamp
+    return Turn(first_issuance=True, moment=created.timestamp() if created else 0.0)
 
 
 def _asked(certificate: Certificate) -> tuple[object, ...]:

@@ -17,6 +17,7 @@ BY_ISSUER = "issuer"
 BY_NAME = "name"
 BY_NAMESPACE = "namespace"
 BY_ORDER_SET = "order set"
+BY_ORDERED_FROM = "ordered from"
 BY_TOKEN = "token"  # noqa: S105
 BY_INGRESS = "ingress"
 BY_OWNER = "owner"
@@ -52,6 +53,11 @@ def _by_order_set(certificate: Certificate) -> list[str]:
     return [certificate.status.issuance.order_set] if certificate.status.issuance else []
 
 
+def _by_ordered_from(certificate: Certificate) -> list[str]:
+    issuance = certificate.status.issuance
+    return [store_index(issuer_key(certificate, issuance.issuer_ref))] if issuance else []
+
+
 def _by_token(certificate: Certificate) -> list[str]:
     issuance = certificate.status.issuance
     return [challenge.token for challenge in issuance.challenges] if issuance else []
@@ -81,6 +87,8 @@ CERTIFICATE_INDEXES = {
     BY_NAMESPACE: _by_namespace,
     # An order under way, by what CAs tell orders apart by.
     BY_ORDER_SET: _by_order_set,
+    # An order under way, by its issuer.
+    BY_ORDERED_FROM: _by_ordered_from,
     # Pending challenges: what the HTTP-01 responder asks.
     BY_TOKEN: _by_token,
     # The UID of the Ingress that a Certificate was made for.
@@ -100,5 +108,5 @@ def contenders(store: Store[Certificate], certificate: Certificate) -> list[Cert
 
 
 def store_index(issuer: Key) -> str:
-    """The value of BY_ISSUER for an issuer."""
+    """The value of BY_ISSUER and BY_ORDERED_FROM for an issuer."""
     return "/".join(issuer)

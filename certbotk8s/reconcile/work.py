@@ -27,9 +27,10 @@ class Wait:
 
 @dataclass(frozen=True)
 class Rest:
-    """Nothing is under way: come back after this, or only when something changes."""
+    """Nothing is under way: come back after this, or only when something changes. `waits`: for a place (see Places)."""
 
     after: timedelta | None
+    waits: bool = False
 
 
 @dataclass

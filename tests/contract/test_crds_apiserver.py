@@ -299,6 +299,8 @@ REFUSED = [
         'spec.acme.externalAccountBinding.keySecretRef.key: Invalid value: "a/b": must be a key of a Secret',
     ),
     ("Issuer", acme(caBundle="%%%"), "spec.acme.caBundle: "),
+    ("Issuer", acme(maxConcurrentOrders=0), "spec.acme.maxConcurrentOrders: Invalid value: 0"),
+    ("ClusterIssuer", acme(maxConcurrentOrders=10001), "spec.acme.maxConcurrentOrders: Invalid value: 10001"),
     ("Issuer", acme(caBundle="bm8gUEVN"), 'spec.acme.caBundle: Invalid value: "bm8gUEVN": must be PEM certificates'),
 ]
 
@@ -354,6 +356,8 @@ ACCEPTED = [
     ("Certificate", certificate(issuerRef={"name": "ca", "kind": "ClusterIssuer", "group": "certbotk8s.io"})),
     ("Issuer", acme(solvers=None)),
     ("Issuer", acme(email="", profile="")),
+    ("Issuer", acme(maxConcurrentOrders=1)),
+    ("ClusterIssuer", acme(maxConcurrentOrders=10000)),
     ("Issuer", acme(caBundle="LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCg==", email="certificates@example.test")),
     ("Issuer", eab(keyAlgorithm="HS512")),
     ("ClusterIssuer", policy()),
@@ -410,6 +414,7 @@ def test_defaults_are_filled_in(lab: Lab) -> None:
         },
         "accountKeyAlgorithm": "ECDSA",
         "commonName": "Auto",
+        "maxConcurrentOrders": 200,
         "solvers": [{"http01": {"ingress": {}}}],
     }
 

@@ -20,7 +20,7 @@ from tests.e2e.faults import FaultyCA, faulty_ca
 from tests.lab.acme_proxy import document, held, kind_of, problem, to
 from tests.lab.presets import names
 from tests.lab.proxy import Fault, late
-from tests.site import Site, assert_plain, wait_for
+from tests.site import CERTIFICATES, Site, assert_plain, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -207,3 +207,70 @@ def test_a_slow_ca_beside_a_quick_one(
     site.ready("slow-0", timeout=120)
     for number in range(slow):
         site.lab.api(site.certificate_path(f"slow-{number}"), method="DELETE")
+
+
+# --- as many orders at once as a CA bears -----------------------------------------------------------------------------
+
+
+def most_at_once(ca: FaultyCA) -> int:
+    """How many orders were under way at most: placed, and their certificates not yet fetched."""
+    now = most = 0
+    for each in ca.proxy.asked():
+        now += {"newOrder": 1, "certificate": -1}.get(kind_of(each), 0)
+        most = max(most, now)
+    return most
+
+
+def test_no_more_orders_at_once_than_the_issuer_allows(
+    site: Site, lab: Lab, controller: Controller, ca: FaultyCA, suffix: str
+) -> None:
+    """Of twelve orders that a CA takes its time for, three are under way at once, over a restart too; the others say
+    what they wait for and go on by themselves, and a renewal goes before those that have no certificate yet.
+
+    Mutation: let `take` give a place to everybody; let renewals wait for those that have no certificate yet.
+    """
+    admin, most = Site(lab, lab.namespace), 3
+    admin.patch("clusterissuers.certbotk8s.io", ca.issuer, {"spec": {"acme": {"maxConcurrentOrders": most}}})
+
+    def is_looked_at() -> bool:
+        found = admin.get(f"{CERTIFICATES}/clusterissuers/{ca.issuer}") or {}
+        return bool(found["status"].get("observedGeneration") == found["metadata"]["generation"])
+
+    wait_for(is_looked_at, "the issuer is ready with its limit")
+    site.certificate("web", [f"web.{suffix}"], ca.issuer)
+    site.ready("web")
+    placed: list[list[str]] = []
+    seen: dict[str, float] = {}
+
+    def note(request: Request) -> Fault:
+        placed.append(names(request))
+        return Fault()
+
+    def a_second_later(request: Request) -> Fault:
+        order, now = request.path.rpartition("/")[2], time.monotonic()
+        return held() if now < seen.setdefault(order, now) + 1 else Fault()
+
+    ca.proxy.inject(to("newOrder"), note)
+    slow = [f"slow-{number:02}" for number in range(12)]
+    with ca.proxy.inject(to("finalize", "order"), held("1")):
+        for name in slow:
+            site.certificate(name, [f"{name}.{suffix}"], ca.issuer)
+        message = site.condition(slow[-1], "Issuing", "False", "OrdersLimited")["message"]
+        print(f"\n{message}")
+        assert f"it has as many under way as its spec.acme.maxConcurrentOrders allows ({most})" in message
+        wait_for(lambda: ca.counts()["finalize"] == most + 1, "three are finalized")
+        asked = len(ca.proxy.exchanges)
+        controller.restart()
+        site.annotate("web", renew_now="1")
+        wait_for(lambda: len(looks(ca, asked)) >= most, "the orders are looked at after the restart")
+        site.condition("web", "Issuing", "False", "OrdersLimited")
+        assert len(placed) == most
+        ca.proxy.inject(to("finalize", "order"), a_second_later)
+    site.ready("web", revision=2)
+    before = placed.index([f"web.{suffix}"])
+    for name in slow:
+        site.ready(name)
+    print(f"{most_at_once(ca)} orders at once; the renewal was number {before + 1} of {len(placed)}")
+    assert most_at_once(ca) == most
+    assert len(placed) == len(slow) + 1
+    assert before < 2 * most  # those that get a place at the same moment order in any order
