@@ -145,8 +145,8 @@ class Issuance(Struct, frozen=True):
     """An issuance under way: the least that must survive a crash. The CA's order is the truth about how far it is.
 
     `state` is a `domain.issuance.State`; `request_hash` tells whether the spec still asks for the same thing;
-    `order_set` is equal for orders that a CA would take for one; `deadline` is the order's `expires`. `names` are those
-    that the order is for, whatever the spec says by now.
+    `order_set` is equal for orders that a CA would take for one; `deadline` is the order's `expires`, else a day after
+    finalize. `names` are those that the order is for, whatever the spec says by now.
     """
 
     generation: int

@@ -28,7 +28,7 @@ class Ending(StrEnum):
 
 
 # Failures that say nothing about the names: the next attempt need not spare them.
-_CA_REASONS = {Reason.ORDER_GONE, Reason.KEY_LOST, Reason.CERTIFICATE_REJECTED}
+_CA_REASONS = {Reason.ORDER_GONE, Reason.ORDER_UNFINISHED, Reason.KEY_LOST, Reason.CERTIFICATE_REJECTED}
 
 
 def success(seen: Observed, issuance: api.Issuance, facts: api.CertificateFacts) -> tuple[Finding, dict[str, Any]]:

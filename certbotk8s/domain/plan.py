@@ -384,10 +384,14 @@ def asked_to_wait(seen: Observed) -> Finding | None:
     """
     certificate = seen.certificate
     condition = api.find_condition(certificate.status.conditions, "Issuing")
-    if condition is None or condition.reason not in {Reason.RATE_LIMITED, Reason.CA_UNAVAILABLE}:
-        return None
     until = _put_off(seen)
-    if condition.observed_generation != certificate.metadata.generation or until is None:
+    if condition is None or until is None:
+        return None
+    if condition.reason == Reason.ORDER_PENDING:
+        # Looking at an order, whatever the spec says by now; without one it says nothing.
+        return Finding(Reason.ORDER_PENDING, condition.message, until) if certificate.status.issuance else None
+    asked = condition.reason in {Reason.RATE_LIMITED, Reason.CA_UNAVAILABLE}
+    if not asked or condition.observed_generation != certificate.metadata.generation:
         return None
     return Finding(Reason(condition.reason), condition.message, until)
 

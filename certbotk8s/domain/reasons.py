@@ -51,6 +51,7 @@ class Reason(StrEnum):
     CHALLENGE_FAILED = "ChallengeFailed"
     ORDER_INVALID = "OrderInvalid"
     ORDER_GONE = "OrderGone"
+    ORDER_UNFINISHED = "OrderUnfinished"  # after finalize, when its time was over
     CERTIFICATE_REJECTED = "CertificateRejected"  # what the CA sent did not pass our checks
     CSR_REFUSED = "CSRRefused"
     KEY_LOST = "KeyLost"

@@ -83,6 +83,11 @@ def pause_after_failure(
 
 # Pauses between looks at an order after our own act, where the CA names none with Retry-After; the last one repeats.
 LOOKS = tuple(timedelta(seconds=s) for s in (0.1, 0.1, 0.2, 0.5, 1, 2, 4, 8, 15, 30))
+# An order whose end the CA does not name (`expires`, RFC 8555 section 7.1.3) is waited for so long, from its begin and
+# again from finalize: some CAs take hours for checks by people.
+ORDER_LIMIT = timedelta(days=1)
+# A CA's Retry-After that is shorter is kept over a restart only when it is the first of a state: that takes as long.
+SHORT_PAUSE = timedelta(seconds=10)
 # Pauses between looks at whether a challenge is served: an ingress controller takes 0.1 s to some seconds to load it.
 SELF_CHECKS = tuple(timedelta(seconds=s) for s in (0.1, 0.1, 0.2, 0.2, 0.5, 1, 2, 5))
 # After this the CA is asked all the same: a look from inside may be blocked where the CA's is not (split DNS, hairpin).

@@ -45,7 +45,16 @@ from certbotk8s.domain.plan import (
 )
 from certbotk8s.domain.problems import doubts_account, reason
 from certbotk8s.domain.reasons import Reason
-from certbotk8s.domain.renewal import LOOKS, SELF_CHECK_LIMIT, SELF_CHECKS, STEP_LADDER, renewal_time, rung
+from certbotk8s.domain.renewal import (
+    LOOKS,
+    ORDER_LIMIT,
+    SELF_CHECK_LIMIT,
+    SELF_CHECKS,
+    SHORT_PAUSE,
+    STEP_LADDER,
+    renewal_time,
+    rung,
+)
 from certbotk8s.ports import Key, call
 from certbotk8s.reconcile.challenges import OVER, Challenges, authorization_failure
 from certbotk8s.reconcile.claims import Claims
@@ -66,6 +75,7 @@ from certbotk8s.reconcile.work import Rest, Step, Wait, Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
+    from datetime import datetime
 
     from certbotk8s.domain.acme import Order
     from certbotk8s.domain.api import (
@@ -100,13 +110,11 @@ class Loss(NamedTuple):
 # An order that came to nothing through no fault of the request. A CA that loses one after the other would be asked for
 # ever.
 LOSSES = {
-    Outcome.ORDER_GONE: Loss(
-        Reason.ORDER_GONE, Ending.FAILED, "no longer knows the order", "nor did it know the one before"
-    ),
+    Outcome.ORDER_GONE: Loss(Reason.ORDER_GONE, Ending.FAILED, "no longer has the order", "like the one before"),
     Outcome.ORDER_TAKEN: Loss(
         Reason.CERTIFICATE_REJECTED,
         Ending.DISCARDED,
-        "issued for another key than ours, by the order",
+        "issued for another key than ours by the order",
         "as by the one before",
     ),
 }
@@ -335,9 +343,9 @@ class CertificateReconciler:
         work.issuance = issuance
 
     def _show(self, work: Work, finding: Finding) -> None:
-        """Say what a state that lasts waits for: once for each state, and again after each error."""
-        visible = work.errors or self._clock.monotonic() - work.since >= VISIBLE
-        said = (work.state, work.errors)
+        """Say what a state that lasts waits for: once for each state, and again after each error or word of the CA."""
+        visible = work.errors or finding.until or self._clock.monotonic() - work.since >= VISIBLE
+        said = (work.state, work.errors, finding.until)
         if not visible or work.shown == said:
             return
         work.shown = said
@@ -372,8 +380,12 @@ class CertificateReconciler:
         text = f"{str(error).rstrip('.')}. Next attempt {again}"
         log.info("%s", text, extra={"kind": "Certificate", "object": work.certificate.key, "reason": str(why)})
         # What the CA asks for holds over a restart too.
-        until = (self._clock.now() + pause).replace(microsecond=0) if error.retry_after else None
+        until = self._in(pause) if error.retry_after else None
         return Wait(max(pause, MOMENT), Finding(why, text, until))
+
+    def _in(self, pause: timedelta) -> datetime:
+        """The time after a pause; not before, though status keeps no fractions of a second."""
+        return (self._clock.now() + pause + timedelta(microseconds=999_999)).replace(microsecond=0)
 
     # --- nothing under way --------------------------------------------------------------------------------------------
 
@@ -588,7 +600,8 @@ class CertificateReconciler:
             if pair is None:
                 raise TemporaryError("The Secret with the next key is removed again and again")
         csr = pair[1]
-        issuance = structs.replace(issuance, state=State.FINALIZING)
+        deadline = issuance.deadline or (seen.now + ORDER_LIMIT)
+        issuance = structs.replace(issuance, state=State.FINALIZING, deadline=deadline)
         self._persist(work, issuance, f"Waiting for {issuer_name(work.certificate)} to issue for {listing(seen.names)}")
         if self._changed(work):  # the write went on top of a change
             return Outcome.REQUEST_CHANGED
@@ -690,11 +703,10 @@ class CertificateReconciler:
     def _fetch_order(self, work: Work, session: Session) -> Generator[Any, Any, Order | None]:
         """The order as the CA has it; None when the CA does not know it any more, or can no longer finalize it."""
         assert work.issuance
-        url, deadline = work.issuance.order_url, work.issuance.deadline
-        if deadline and deadline < self._clock.now() and work.state is not State.FINALIZING:
+        if _deadline(work.issuance) < self._clock.now() and work.state is not State.FINALIZING:
             return None
         try:
-            order: Order = yield from call(self._pool(work), session.order, url)
+            order: Order = yield from call(self._pool(work), session.order, work.issuance.order_url)
         except PermanentError as error:
             if error.reason is Reason.ORDER_GONE:
                 return None
@@ -709,19 +721,23 @@ class CertificateReconciler:
     def _look_again(self, work: Work, order: Order | None) -> Wait:
         """When to look at the order next: the CA's Retry-After, else ever later; until the order's own deadline."""
         assert work.issuance
-        deadline = work.issuance.deadline
-        if work.looks and work.state is State.FINALIZING and deadline and self._clock.now() > deadline:
+        issuer, names = issuer_name(work.certificate), self._names(work)
+        deadline = _deadline(work.issuance)
+        if work.looks and work.state is State.FINALIZING and self._clock.now() > deadline:
             raise PermanentError(
-                Reason.ORDER_GONE, f"The CA did not finish the order before it expired {when(deadline)}."
+                Reason.ORDER_UNFINISHED,
+                f"{issuer} has not issued for {names}, though its order was finalized, and waited for until "
+                f"{when(deadline)}.",
             )
-        pause = LOOKS[min(work.looks, len(LOOKS) - 1)]
+        pause, until = LOOKS[min(work.looks, len(LOOKS) - 1)], None
         if order and order.retry_after:
             pause = max(order.retry_after, MOMENT)
+            if pause >= (SHORT_PAUSE if work.shown else timedelta(seconds=VISIBLE)):
+                until = self._in(pause)  # it holds over a restart too
         work.looks += 1
-        issuer, names = issuer_name(work.certificate), self._names(work)
         doing = f"check {names}" if work.state is State.SUBMITTED else f"issue for {names}"
         status = f" (order {order.status} since {when(work.issuance.started_at)})" if order else ""
-        return Wait(pause, Finding(Reason.ORDER_PENDING, f"Waiting for {issuer} to {doing}{status}"))
+        return Wait(pause, Finding(Reason.ORDER_PENDING, f"Waiting for {issuer} to {doing}{status}", until))
 
     def _leave_order(self, work: Work, why: Outcome) -> Generator[Any, Any, None]:
         """Give the order up without counting a failure: the spec asks for something else, or it is lost.
@@ -877,6 +893,11 @@ def _goes_on(work: Work, certificate: Certificate) -> bool:
         return False
     # A request that is not stored yet is for what status said when it was made.
     return stored is not None or work.issuance is None or certificate.status == work.certificate.status
+
+
+def _deadline(issuance: Issuance) -> datetime:
+    """Until when its order is waited for."""
+    return issuance.deadline or issuance.started_at + ORDER_LIMIT
 
 
 def _turn(seen: Observed) -> Turn:

@@ -117,6 +117,26 @@ def test_the_cas_pace_in_every_form(site: Site, ca: FaultyCA, suffix: str) -> No
     assert (ca.counts()["finalize"], ca.issued()) == (1, 1)
 
 
+def test_the_cas_pace_over_a_restart(site: Site, controller: Controller, ca: FaultyCA, suffix: str) -> None:
+    """What a CA says with an order, to be asked again in so long, holds for a controller that was started meanwhile.
+
+    Mutation: leave `until` out in `_look_again`.
+    """
+    pace = 12
+    with ca.proxy.inject(to("finalize", "order"), held(str(pace))):
+        site.certificate("web", [f"web.{suffix}"], ca.issuer)
+        wait_for(lambda: site.status("web").get("nextAttemptTime"), "when to look again stands in status")
+        asked = len(ca.proxy.exchanges)
+        (finalized,) = [each.moment for each in ca.proxy.asked() if kind_of(each) == "finalize"]
+        controller.restart()
+        wait_for(lambda: looks(ca, asked), "the order is looked at after the restart")
+    first = looks(ca, asked)[0] - finalized
+    print(f"\nlooked at {first:.1f} s after finalize, which asked for {pace} s")
+    assert first >= pace
+    site.ready("web")
+    assert (ca.counts()["newOrder"], ca.counts()["finalize"], ca.issued()) == (1, 1, 1)
+
+
 def test_an_order_that_is_never_finished(site: Site, ca: FaultyCA, suffix: str) -> None:
     """An order that stays in `processing` is waited for until the CA's own deadline, and then told as such.
 
@@ -126,9 +146,9 @@ def test_an_order_that_is_never_finished(site: Site, ca: FaultyCA, suffix: str) 
     ca.proxy.inject(to("newOrder"), document(lambda order: order | {"expires": end}))
     with ca.proxy.inject(to("finalize", "order"), held("1")):
         site.certificate("web", [f"web.{suffix}"], ca.issuer)
-        message = site.condition("web", "Issuing", "False", "OrderGone")["message"]
+        message = site.condition("web", "Issuing", "False", "OrderUnfinished")["message"]
     print(f"\n{message}")
-    assert "did not finish the order before it expired" in message
+    assert "though its order was finalized, and waited for until" in message
     assert (ca.counts()["newOrder"], ca.counts()["finalize"]) == (1, 1)
 
 

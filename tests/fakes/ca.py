@@ -133,7 +133,7 @@ class FakeCA:
     when a challenge is answered: a Problem fails it, None passes it. While `holds_validation`, answered challenges
     stay `processing`; while `reuses_finalized`, identical orders that are `processing` or `valid` are returned again
     too; while `holds_issuance`, finalized orders do. Otherwise a finalized order is `processing` for
-    `looks_until_valid` looks.
+    `looks_until_valid` looks. Orders say when they expire unless `tells_expiry` is False.
     """
 
     def __init__(self, clock: Clock, url: str = "https://ca.example.test/directory") -> None:
@@ -155,6 +155,7 @@ class FakeCA:
         self.holds_issuance = False
         self.looks_until_valid = 1
         self.retry_after: timedelta | None = None
+        self.tells_expiry = True
         self.life = LIFE
         self.validate: Callable[[str, str], Problem | None] = lambda _name, _token: None
         self.alter: Callable[[Leaf], Leaf] = lambda leaf: leaf
@@ -614,7 +615,7 @@ class FakeSession:
             authorizations=tuple(each.url for each in order.authorizations),
             finalize=f"{order.url}/finalize",
             certificate=f"{order.url}/certificate" if order.status == "valid" else "",
-            expires=order.expires,
+            expires=order.expires if self.ca.tells_expiry else None,
             error=order.error and _inside(order.error),
             retry_after=self.ca.retry_after if order.status in {"pending", "processing"} else None,
         )

@@ -1,4 +1,4 @@
-"""Each order that a CA took is told once, when it has ended: in the log, which audits are made from, and as an Event."""
+"""Each order that a CA took is told once, when it has ended: in the log, for audits, and as an Event."""
 
 from __future__ import annotations
 

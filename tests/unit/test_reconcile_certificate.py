@@ -1202,6 +1202,102 @@ def test_retry_after_of_an_order_is_kept_to() -> None:
     issued_once(world, 1, "")
 
 
+@pytest.mark.parametrize("hold", ["holds_issuance", "holds_validation"])
+@pytest.mark.parametrize("seconds", [2, 45, 3600])
+def test_retry_after_of_an_order_outlives_the_process(hold: str, seconds: int) -> None:
+    """A restart does not make an order be looked at before the time that the CA named with it.
+
+    Mutation: leave `until` out in `_look_again`, or ORDER_PENDING in `asked_to_wait`; round the time down in `_in`.
+    """
+    world = first()
+    setattr(world.ca, hold, True)
+    world.ca.retry_after = timedelta(seconds=seconds)
+    world.clock.advance(0.7)
+    world.settle(1)
+    if hold == "holds_validation":
+        world.settle(0.2)
+    asked, due = world.counts().get("order", 0), max(world.process.queue.due.values())
+    for _ in range(3):
+        world.start()
+        world.settle(0.1)
+        world.live((due - world.clock.monotonic()) / 2 - 0.1)
+    assert world.counts().get("order", 0) == asked
+    assert condition_of(world) == ("True", "OrderPending")
+    world.start()
+    world.settle(seconds + 1)
+    assert world.counts()["order"] > asked
+    world.ca.go_on()
+    world.ca.retry_after = None
+    world.settle(seconds + 60)
+    issued_once(world, 1, "")
+
+
+def test_a_short_retry_after_is_written_once() -> None:
+    """A CA that wants to be asked every few seconds for hours does not make status be written as often.
+
+    Mutation: keep every Retry-After.
+    """
+    world = first()
+    world.ca.holds_issuance, world.ca.retry_after = True, timedelta(seconds=5)
+    world.settle(10)
+    world.cluster.writes.clear()
+    world.settle(1800)
+    assert world.counts()["order"] > 300
+    assert len(world.cluster.writes) == 0
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_an_order_without_an_end_is_not_waited_for_without_end(restart: bool) -> None:
+    """A CA that names no `expires` and does not finish is waited for a day from finalize; then that is told, and a new
+    order placed by the ladder, which is issued as soon as the CA does.
+
+    Mutation: take only the CA's own `expires` for a deadline.
+    """
+    world = first()
+    world.ca.tells_expiry, world.ca.holds_issuance = False, True
+    world.clock.advance(3600)
+    world.settle(10)
+    assert f"{world.issuance().deadline}" == "2026-11-21 10:00:00+00:00"
+    for _ in range(24):
+        world.live(3590)
+        if restart:
+            world.start()
+    assert (world.counts()["newOrder"], world.issuance().state) == (1, "Finalizing")
+    world.live(500)
+    assert world.status().failed_attempts == 1
+    assert condition_of(world)[1] in {"OrderUnfinished", "OrderPending"}
+    assert [order.outcome for order in world.status().recent_orders] == ["OrderUnfinished"]
+    (message,) = [event.message for event in world.cluster.events if event.reason == "OrderUnfinished"]
+    assert message.startswith(
+        f"Issuer shop/ca has not issued for {NAME}, though its order was finalized, and waited for until "
+        "2026-11-21 10:00 UTC. Next attempt 2026-11-21 10:0"
+    )
+    world.settle(600)
+    assert world.counts()["newOrder"] == 2
+    world.ca.go_on()
+    world.settle(600)
+    assert ready_of(world) == ("True", "Ready")
+    assert world.counts()["finalize"] == 2
+    world.nothing_left()
+
+
+def test_an_order_without_an_end_that_stays_pending_is_replaced() -> None:
+    """One that the CA neither validates nor gives up, and for which it names no `expires`, is placed anew after a day.
+
+    Mutation: look only at the CA's own `expires` in `_fetch_order`.
+    """
+    world = first()
+    world.ca.tells_expiry, world.ca.holds_validation, world.ca.reuses_orders = False, True, False
+    for _ in range(24):
+        world.live(3590)
+    assert world.counts()["newOrder"] == 1
+    world.live(400)
+    assert world.counts()["newOrder"] == 2
+    world.ca.go_on()
+    world.settle(600)
+    issued_once(world, 1, "")
+
+
 def test_the_own_status_write_does_not_end_a_wait() -> None:
     """A key that is woken while its step waits, by its own writes or any other, does not ask the CA sooner.
 
