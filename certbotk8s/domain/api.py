@@ -323,7 +323,7 @@ class ClusterIssuerSpec(IssuerSpec, frozen=True):
 
 class AccountStatus(Struct, frozen=True):
     """An account at the CA: `key_thumbprint` is RFC 7638, `bound_key_id` the EAB key id that it is known to have,
-    `contact` the address that the CA was told.
+    `contact` the address that the CA was told, `key_secret_name` the Secret with its key.
     """
 
     name: str
@@ -331,6 +331,7 @@ class AccountStatus(Struct, frozen=True):
     key_thumbprint: str
     bound_key_id: str = msgspec.field(default="", name="boundKeyID")
     contact: str = ""
+    key_secret_name: str = ""
 
 
 class IssuerStatus(Struct, frozen=True):

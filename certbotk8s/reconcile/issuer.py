@@ -24,14 +24,15 @@ from certbotk8s.domain.problems import reason
 from certbotk8s.domain.reasons import Reason
 from certbotk8s.domain.renewal import STEP_LADDER, rung
 from certbotk8s.ports import Key, Server
-from certbotk8s.reconcile.indexes import BY_ISSUER, certificate_key, store_index, store_key
+from certbotk8s.reconcile import keyring
+from certbotk8s.reconcile.indexes import BY_ISSUER, BY_ORDERED_FROM, certificate_key, store_index, store_key
 from certbotk8s.reconcile.opening import Opening, slots
 from certbotk8s.reconcile.status import report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
-    from certbotk8s.domain.api import Issuer
+    from certbotk8s.domain.api import AccountStatus, Issuer
     from certbotk8s.domain.errors import Problem
     from certbotk8s.ports import Authority, Clock, Cluster, KeyMaker, Steps
     from certbotk8s.reconcile.accounts import Account, Accounts, Inputs
@@ -98,11 +99,49 @@ class IssuerReconciler:
         if issuer is None or not wanted:
             return None
         self._attempts[key] = attempts
-        pauses = []
+        former = self._former(key, issuer, wanted)
+        for account in former:
+            self._keep(key, issuer, account)
+        pauses: list[timedelta | None] = [SETTLING_PAUSE if former else None]
         for slot in wanted:
             pauses.append((yield from self._attend(key, issuer, slot, attempts)))
-        self._write(key, issuer, wanted)
+        self._write(key, issuer, wanted, former)
         return min((pause for pause in pauses if pause), default=None)
+
+    def _former(self, key: Key, issuer: Issuer, wanted: Sequence[Slot]) -> tuple[AccountStatus, ...]:
+        """Accounts that the spec has no more, which orders under way name: those are collected with them.
+
+        Of a binding that was removed, or of another `privateKeySecretRef`. What became of accounts whose Secret is
+        still in use stands in that (reconcile.opening).
+        """
+        in_use = {slot.secret for slot in wanted}
+        under_way = {
+            certificate.status.issuance.account_uri
+            for certificate in self._cluster.store(api.CERTIFICATE).find(BY_ORDERED_FROM, store_index(key))
+            if certificate.status.issuance
+        }
+        return tuple(
+            one for one in issuer.status.accounts if one.uri in under_way and one.key_secret_name not in {"", *in_use}
+        )
+
+    def _keep(self, key: Key, issuer: Issuer, former: AccountStatus) -> None:
+        """Its session, from its own Secret, which alone proves whose key it is: status is only where to look."""
+        if self._accounts.session(key, former.uri):
+            return
+        secret = self._cluster.get(api.SECRET, key.namespace or self._namespace, former.key_secret_name)
+        if secret is None:
+            return
+        acme = issuer.spec.acme
+        ring = keyring.read(secret, acme.private_key_secret_ref.key or keyring.ACCOUNT_KEY)
+        for known in ring.notes.accounts:
+            account_key = known.key.encode() or ring.key
+            try:
+                if known.uri == former.uri and self._authority.thumbprint(account_key) == known.thumbprint:
+                    server = Server(known.server, _ca_bundle(acme.ca_bundle))
+                    self._accounts.keep(key, self._authority.session(server, account_key, known.uri))
+            except PermanentError as error:
+                about = {"kind": key.kind, "object": issuer.key, "reason": str(error.reason)}
+                log.warning("The former account %s cannot be used: %s", former.uri, error, extra=about)
 
     def _attend(
         self, key: Key, issuer: Issuer, slot: Slot, attempts: dict[str, Attempt]
@@ -188,7 +227,7 @@ class IssuerReconciler:
 
     # --- saying it ----------------------------------------------------------------------------------------------------
 
-    def _write(self, key: Key, issuer: Issuer, wanted: Sequence[Slot]) -> None:
+    def _write(self, key: Key, issuer: Issuer, wanted: Sequence[Slot], former: tuple[AccountStatus, ...]) -> None:
         """Ready when all accounts are open; else what those say that are not."""
         meta, before = issuer.metadata, issuer.status
         attempts = self._attempts[key]
@@ -210,8 +249,8 @@ class IssuerReconciler:
         else:
             return  # one was closed just now, and its reconcile is on the way
         problem = next((attempt.problem for attempt in failed if attempt.problem), None)
-        known = {account.name: account for account in before.accounts}
-        known |= {account.status.name: account.status for account in there}
+        known = {account.key_secret_name: account for account in before.accounts}
+        known |= {account.status.key_secret_name: account.status for account in there}
         rolled = {account.rollover for account in there}
         condition = api.find_condition(before.conditions, "Ready")
         status = structs.replace(
@@ -225,7 +264,7 @@ class IssuerReconciler:
                 now=self._clock.now(),
             ),
             observed_generation=meta.generation,
-            accounts=tuple(known[slot.name] for slot in wanted if slot.name in known),
+            accounts=(*(known[slot.secret] for slot in wanted if slot.secret in known), *former),
             rollover=rolled.pop() if len(rolled) == 1 and not failed else before.rollover,
             last_problem=api.LastProblem(problem.type, problem.words()[:1024]) if problem else None,
         )

@@ -122,6 +122,7 @@ class Opening:
             key_thumbprint=known.thumbprint,
             bound_key_id=known.key_id,
             contact=known.contact,
+            key_secret_name=self.slot.secret,
         )
         session = self.authority.session(self.server, self.ring.key, known.uri)
         unsettled = bool(former) or known.contact != acme.email

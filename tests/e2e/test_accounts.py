@@ -178,6 +178,35 @@ def test_another_binding_while_an_order_is_under_way(world: World, controller: C
 # --- the CA's side ----------------------------------------------------------------------------------------------------
 
 
+def test_several_bindings_while_an_order_is_under_way(world: World, controller: Controller, suffix: str) -> None:
+    """An issuer that moves from one binding to several, with an order finalized before: that ends on the account of the
+    one, though the controller is started again before it is collected; the next one is placed with the new account.
+
+    Mutation: do not look for former accounts in the issuer's reconcile.
+    """
+    world.issuer()
+    first = world.account()
+    binding = {"keyID": "kid-2", "keySecretRef": {"name": "several-eab"}}
+    world.site.put_secret("several-eab", {"secret": world.lab.eab["kid-2"].encode()})
+    with world.proxy.inject(to("order", "finalize"), held("1")):
+        world.site.certificate("web", [f"web.{suffix}"], "ca", kind="Issuer")
+        world.site.condition("web", "Issuing", "True", "OrderPending", "order processing since")
+        world.change(externalAccountBinding=None, bindings=[{"name": "single", "externalAccountBinding": binding}])
+        world.says("True", text="bound to key id kid-2")
+        assert [each["name"] for each in world.status()["accounts"]] == ["single", "default"]
+        asked = world.count("order")
+        controller.restart()
+        wait_for(lambda: world.count("order") > asked, "the order is looked at after the restart")
+    assert world.site.ready("web")["accountURI"] == first["uri"]
+    world.site.annotate("web", renew_now="1")
+    second = world.site.ready("web", revision=2)["accountURI"]
+    assert second != first["uri"]
+    assert (world.count("newOrder"), world.count("finalize")) == (2, 2)
+    # Looked at every five minutes, and when the issuer is looked at for another reason.
+    world.change(email="other@example.test")
+    wait_for(lambda: [each["uri"] for each in world.status()["accounts"]] == [second], "the former account gone")
+
+
 def test_new_terms(world: World, suffix: str) -> None:
     """When the CA wants new terms agreed to, the Issuer says so with the address; afterwards it goes on.
 

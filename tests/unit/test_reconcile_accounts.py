@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -711,6 +712,88 @@ def test_the_shape_of_an_order_chooses_its_account() -> None:
     world.certificate("one", names=("one.example.test", "more.example.test"))
     world.settle()
     assert world.status("one").account_uri == uris["ucc"]
+
+
+def to_bindings(world: World) -> None:
+    world.issuer(bindings=BINDINGS)
+
+
+def to_one_binding(world: World) -> None:
+    world.issuer(externalAccountBinding={"keyID": "kid-2", "keySecretRef": {"name": "eab-2"}})
+
+
+def to_fewer_bindings(world: World) -> None:
+    world.issuer(bindings=[{**BINDINGS[1], "shapes": []}])
+
+
+def to_another_secret(world: World) -> None:
+    world.issuer(externalAccountBinding=binding(), privateKeySecretRef={"name": "elsewhere"})
+
+
+@pytest.mark.parametrize(
+    ("before", "change"),
+    [
+        ({"externalAccountBinding": binding()}, to_bindings),
+        ({"externalAccountBinding": binding()}, to_another_secret),
+        ({"bindings": BINDINGS}, to_one_binding),
+        ({"bindings": BINDINGS}, to_fewer_bindings),
+    ],
+)
+@pytest.mark.parametrize("moment", ["before", "after", "both"])
+def test_an_order_under_way_ends_on_an_account_that_the_spec_has_no_more(
+    before: dict[str, Any], change: Callable[[World], None], moment: str
+) -> None:
+    """A finalized order is collected with the account that placed it when the bindings, or the Secret of the account
+    key, are others by now: also where the controller is started again before the spec changes, or after. The account
+    stays in status until then.
+
+    Mutation: do not look for former accounts, or keep them out of status.
+    """
+    world = several()
+    world.issuer(**before)
+    world.settle()
+    world.ca.holds_issuance = True
+    world.certificate()
+    world.settle(20)
+    old = world.issuance().account_uri
+    if moment != "after":
+        world.start()
+    change(world)
+    world.settle(20)
+    if moment != "before":
+        for _ in range(2):
+            world.start()
+            world.settle(400)
+    assert state(world)[0] == "True"
+    assert old in {each.uri for each in issuer(world).status.accounts}
+    world.ca.go_on()
+    world.settle(1200)
+    assert world.condition("Ready").status == "True"
+    assert world.status().account_uri == old
+    assert len(world.ca.orders) == 1
+    assert old not in {each.uri for each in issuer(world).status.accounts}
+
+
+def test_a_former_account_is_what_its_secret_says() -> None:
+    """What status says of a former account is where to look, no more: a Secret with another key is not used.
+
+    Mutation: take the key of the Secret that status names.
+    """
+    world = several()
+    world.issuer(externalAccountBinding=binding())
+    world.settle()
+    world.ca.holds_issuance = True
+    world.certificate()
+    world.settle(20)
+    old = world.issuance().account_uri
+    there = world.api.get(api.SECRET, SHOP, "ca-account")
+    assert there
+    notes_of_old = base64.b64decode(there.data["accounts.json"])
+    world.secret("ca-account", {"tls.key": Keys().account_key(), "accounts.json": notes_of_old})
+    world.issuer(bindings=BINDINGS)
+    world.start()
+    world.settle(20)
+    assert world.process.accounts.session(Key("Issuer", SHOP, "ca"), old) is None
 
 
 def test_a_shape_without_a_binding_is_told() -> None:

@@ -57,7 +57,8 @@ def test_an_account_is_registered_with_its_binding() -> None:
     assert world.ca.requests == ["directory", "findAccount", "newAccount"]
     assert state(world) == ("True", "AccountRegistered")
     uri, made = next(iter(world.ca.accounts.items()))
-    assert account(world) == api.AccountStatus("default", uri, made.thumbprint, "kid-1", "team@example.test")
+    contact = "team@example.test"
+    assert account(world) == api.AccountStatus("default", uri, made.thumbprint, "kid-1", contact, "ca-account")
     assert (made.bound_key_id, made.contact) == ("kid-1", "team@example.test")
     assert "bound to key id kid-1" in world.issuer_condition().message
     assert HMAC_KEY not in repr(world.cluster.events)
