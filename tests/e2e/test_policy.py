@@ -12,6 +12,7 @@ import pytest
 from tests import builders
 from tests.lab.controller import Controller
 from tests.lab.lab import Lab
+from tests.lab.presets import preset_ca
 from tests.site import CERTIFICATES, Site, assert_plain, wait_for
 
 Rule = dict[str, Any]
@@ -107,6 +108,60 @@ def test_a_name_of_another_tenant(
     neighbour.ready("own")
     site.ready("own")
     assert lab.orders(mark) == 2
+
+
+def test_names_that_the_ca_has_validated(
+    lab: Lab, site: Site, neighbour: Site, controller: Controller, suffix: str
+) -> None:
+    """Where the CA has validated names for the account, and would issue them to whoever asks, the policy alone stands
+    between a tenant and another's: in no spelling, and by no wildcard, is one ordered. A rule added lets it go on.
+
+    Mutation: leave `_not_allowed` out of REFUSALS.
+    """
+    admin, name = Site(lab, lab.namespace), f"campus-{secrets.token_hex(3)}"
+    shop, books = f"shop.{suffix}", f"xn--bcher-kva.{suffix}"
+    with preset_ca(lab, "incommon-certinext", scale=0) as ca:
+        ours = allow(site, shop, f"**.{shop}", f"bücher.{suffix}", f"*.{books}")
+        admin.cluster_issuer(name, ca=ca.seen, rules=[ours], solvers=None, profile=None)
+        account_key = admin.secret_value(f"{name}-account", "tls.key")
+        ca.validate(account_key, shop, f"*.{shop}", f"www.{shop}", books, f"*.{books}")
+        others = [
+            [shop],
+            [f"www.{shop}"],
+            [f"WWW.{shop.upper()}."],
+            [f"*.{shop}"],
+            [f"*.{shop.upper()}"],
+            [books],
+            [books.upper()],
+            [f"bücher.{suffix}"],
+            [f"BÜCHER.{suffix.upper()}."],
+            [f"*.bücher.{suffix}"],
+            [f"own.{suffix}", f"www.{shop}"],
+        ]
+        for number, names in enumerate(others):
+            neighbour.certificate(f"web-{number}", names, name)
+        for number in range(len(others)):
+            refused(neighbour, f"web-{number}", "NotAllowed")
+        controller.restart()
+        controller.wait_ready()
+        time.sleep(A_WHILE)
+        assert ca.proxy.count("newOrder") == 0
+        assert neighbour.next_keys() == []
+
+        site.certificate("own", [f"*.{shop}"], name)
+        site.ready("own")
+        assert (ca.proxy.count("newOrder"), ca.proxy.count("challenge")) == (1, 0)
+
+        rules = [ours, allow(neighbour, f"Bücher.{suffix}")]
+        admin.patch("clusterissuers.certbotk8s.io", name, {"spec": {"policy": {"rules": rules}}})
+        for number in (5, 6, 7, 8):
+            neighbour.ready(f"web-{number}")
+        time.sleep(A_WHILE)
+        assert (ca.proxy.count("newOrder"), ca.proxy.count("challenge")) == (5, 0)
+        for number in (0, 1, 2, 3, 4, 9, 10):
+            refused(neighbour, f"web-{number}", "NotAllowed")
+            neighbour.delete(neighbour.certificate_path(f"web-{number}"))
+        admin.delete(f"{CERTIFICATES}/clusterissuers/{name}")
 
 
 def test_the_rules_of_now_count(lab: Lab, site: Site, suffix: str, shared: Callable[[list[Rule] | None], str]) -> None:
