@@ -457,7 +457,8 @@ def test_a_changed_contact_is_told(authority: Authority, server: Server, binding
 def test_an_account_gets_a_new_key(authority: Authority, server: Server, binding: Binding, suffix: str) -> None:
     """After a change of key the session orders with the new key, and the account is found by that alone.
 
-    Mutation: keep the old key in the session, or sign the inner message with it.
+    Mutations: keep the old key in the session; sign the inner message with the old key; another URL in its header;
+    another account, or the new key as the old one, in its payload.
     """
     old, new = Keys().account_key(), Keys().account_key("RSA")
     uri = authority.register(server, old, "", binding).uri
