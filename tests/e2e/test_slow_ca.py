@@ -62,27 +62,18 @@ def test_finalize_is_not_answered(site: Site, controller: Controller, ca: Faulty
 
     Mutation: begin with Authorized in `_resume` whatever the state.
     """
-    begun: list[float] = []
-
-    def unanswered(_: Request) -> Fault:
-        begun.append(time.monotonic())
-        return Fault(answer_delay=seconds, respond=lambda _: None)
-
-    def unfinished(_: Request) -> Fault:
-        return held() if begun and time.monotonic() < begun[0] + seconds else Fault()
-
-    ca.proxy.inject(to("finalize"), unanswered)
-    ca.proxy.inject(to("order"), unfinished)
-    site.certificate("web", [f"web.{suffix}"], ca.issuer)
-    wait_for(lambda: ca.proxy.count("finalize"), "finalize has reached the CA")
-    if seconds > 180:
-        site.condition("web", "Issuing", "True", "CAUnavailable", "no answer within 180 s", timeout=300)
-    for _ in range(2):
-        asked = len(ca.proxy.exchanges)
-        controller.restart()
-        controller.wait_ready()
-        wait_for(lambda: looks(ca, asked), "the order is looked at after the restart")  # noqa: B023
-    assert site.status("web")["issuance"]["state"] == "Finalizing"
+    ca.proxy.inject(to("finalize"), Fault(answer_delay=seconds, respond=lambda _: None))
+    with ca.proxy.inject(to("order"), held()):
+        site.certificate("web", [f"web.{suffix}"], ca.issuer)
+        wait_for(lambda: ca.proxy.count("finalize"), "finalize has reached the CA")
+        if seconds > 180:
+            site.condition("web", "Issuing", "True", "CAUnavailable", "no answer within 180 s", timeout=300)
+        for _ in range(2):
+            asked = len(ca.proxy.exchanges)
+            controller.restart()
+            controller.wait_ready()
+            wait_for(lambda: looks(ca, asked), "the order is looked at after the restart")  # noqa: B023
+        assert site.status("web")["issuance"]["state"] == "Finalizing"
     status = site.ready("web")
     site.nothing_left()
     counts = ca.counts()
