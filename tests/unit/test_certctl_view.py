@@ -42,6 +42,7 @@ ORDERING = condition("Issuing", "True", Reason.ORDER_PENDING, "Waiting for the C
 LIMITED = condition("Issuing", "True", Reason.RATE_LIMITED, "5 in 7 days. Next attempt 2026-11-21 12:42 UTC.")
 NO_ISSUER = condition("Issuing", "False", Reason.ISSUER_NOT_FOUND, "ClusterIssuer letsencrypt does not exist.")
 SAME_NAMES = condition("Issuing", "False", Reason.SAME_NAMES, "Waiting for shop/other, which orders the same names")
+OTHERS = condition("Issuing", "False", Reason.ORDERS_LIMITED, "Waiting for other orders of Issuer shop/ca to end")
 FAILED = condition("Issuing", "False", Reason.CHALLENGE_FAILED, "CA got 404. Next attempt 2026-11-21 12:42 UTC.")
 
 
@@ -90,6 +91,7 @@ def certificate(
         (certificate(READY, FAILED, failedAttempts=3), True, False, True, FAILED["message"]),
         (certificate(NOT_READY, ends=None), False, False, True, NOT_READY["message"]),
         (certificate(NOT_READY, SAME_NAMES, ends=None), False, False, False, SAME_NAMES["message"]),
+        (certificate(NOT_READY, OTHERS, ends=None), False, False, False, OTHERS["message"]),
         (certificate(READY, NO_ISSUER), True, False, False, READY["message"]),
         (certificate(READY, NO_ISSUER, ends=9 * DAY), True, False, True, NO_ISSUER["message"]),
         (certificate(READY, NO_ISSUER, renew_now="v2"), True, False, True, NO_ISSUER["message"]),
