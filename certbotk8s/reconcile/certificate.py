@@ -142,6 +142,8 @@ class CertificateReconciler:
         self._observer = Observer(cluster, clock, accounts)
         self._enqueue = enqueue
         self._works: dict[Key, Work] = {}
+        # Orders in a row that could not be remembered, and until when (monotonic seconds) no other one is placed.
+        self._lost: dict[Key, tuple[int, float]] = {}
         self._claims, self._places = Claims(enqueue), Places(enqueue)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -276,6 +278,7 @@ class CertificateReconciler:
             yield from self._give_up_authorizations(work)
             yield from self._clean_up(work, [])
         self._forget(key)
+        self._lost.pop(key, None)
         return None
 
     def _changed(self, work: Work) -> bool:
@@ -485,6 +488,10 @@ class CertificateReconciler:
 
     def _place_order(self, work: Work) -> Step:
         assert work.issuance
+        lost, until = self._lost.get(work.key, (0, 0.0))
+        if (left := until - self._clock.monotonic()) > 0:
+            text = f"Somebody else writes the status of {work.certificate.key}, so that orders cannot be remembered"
+            return Wait(timedelta(seconds=left), Finding(Reason.ORDER_PENDING, text))
         session, seen = self._session(work), self._observer.observe(work.certificate)
         if not self._has_place(work, seen):  # it was given up in a wait
             return Rest(None, waits=True)
@@ -502,7 +509,14 @@ class CertificateReconciler:
             deadline=order.expires.replace(microsecond=0) if order.expires else None,
         )
         # At once, before anything else is asked: an order nobody remembers is an order lost.
-        self._persist(work, issuance, f"{issuer_name(work.certificate)} took the order for {listing(seen.names)}")
+        try:
+            self._persist(work, issuance, f"{issuer_name(work.certificate)} took the order for {listing(seen.names)}")
+        except Conflict:
+            # Once is chance. CAs ration orders, and every write of a rival wakes this key again.
+            pause = rung(STEP_LADDER, lost).total_seconds() if lost else 0.0
+            self._lost[work.key] = (lost + 1, self._clock.monotonic() + pause)
+            raise
+        self._lost.pop(work.key, None)
         self._tell_lost_orders(work, {order.url})
         if outcome is Outcome.ORDER_INVALID:
             return (yield from explain(self._pool(work), session, order, self._names(work)))

@@ -185,10 +185,10 @@ def test_somebody_annotates_all_the_time(lab: Lab, site: Site, way: KubeProxy, i
 def test_somebody_writes_the_status_all_the_time(
     lab: Lab, site: Site, way: KubeProxy, issuer: str, suffix: str
 ) -> None:
-    """While somebody else rewrites the status before every write of it, no order can be remembered, and so none is
-    finalized; afterwards one is.
+    """While somebody else rewrites the status before every write of it, no order can be remembered: few are placed, and
+    none is finalized; afterwards one is.
 
-    Mutation: go on after a refused write of status as if it had been made.
+    Mutations: go on after a refused write of status as if it had been made; place the next order at once.
     """
     since, mark, asked, turns = lab.acme.mark(), lab.mark(), len(way.exchanges), itertools.count()
     path = site.certificate_path("web")
@@ -207,7 +207,7 @@ def test_somebody_writes_the_status_all_the_time(
     site.ready("web")
     site.nothing_left()
     print(f"\n{fight.hits} writes of another, {orders} orders, {len(way.requests(asked))} requests")
-    assert orders
+    assert 0 < orders <= 6
     assert lab.acme.issued(since) == 1
 
 
