@@ -71,7 +71,8 @@ MOVES: dict[State, dict[Outcome, State]] = {
         Outcome.ORDER_PENDING: State.PRESENTED,
         Outcome.SUBMITTED: State.SUBMITTED,
     },
-    State.SUBMITTED: {**_BEFORE_FINALIZE, **_FORWARD, Outcome.ORDER_PENDING: State.SUBMITTED},
+    # Pending: the CA has not heard an answer, or has lost it.
+    State.SUBMITTED: {**_BEFORE_FINALIZE, **_FORWARD, Outcome.ORDER_PENDING: State.PRESENTED},
     State.AUTHORIZED: {
         **_BEFORE_FINALIZE,
         **_FORWARD,

@@ -519,7 +519,7 @@ class CertificateReconciler:
         self._lost.pop(work.key, None)
         self._tell_lost_orders(work, {order.url})
         if outcome is Outcome.ORDER_INVALID:
-            return (yield from explain(self._pool(work), session, order, self._names(work)))
+            yield from explain(self._pool(work), session, order, self._names(work))
         work.order = order
         return outcome
 
@@ -532,7 +532,7 @@ class CertificateReconciler:
             return Outcome.ORDER_GONE
         outcome = order_outcome(order.status)
         if outcome is Outcome.ORDER_INVALID:
-            return (yield from explain(self._pool(work), session, order, self._names(work)))
+            yield from explain(self._pool(work), session, order, self._names(work))
         if outcome is not Outcome.ORDER_PENDING:
             work.order = order
             return outcome
@@ -590,6 +590,7 @@ class CertificateReconciler:
         return Outcome.SUBMITTED
 
     def _await_validation(self, work: Work) -> Step:
+        assert work.issuance
         session = self._session(work)
         if work.looks == 0:
             return self._look_again(work, None)
@@ -599,7 +600,11 @@ class CertificateReconciler:
         outcome = order_outcome(order.status)
         late = self._clock.monotonic() - work.since > PATIENCE
         if outcome is Outcome.ORDER_INVALID or (outcome is Outcome.ORDER_PENDING and late):
-            outcome = yield from explain(self._pool(work), session, order, self._names(work))
+            answered = [challenge.url for challenge in work.issuance.challenges]
+            heard = yield from explain(self._pool(work), session, order, self._names(work), answered)
+            if not heard:
+                work.to_answer = None  # the client may repeat its answer (RFC 8555 section 8.2)
+                return outcome
         return self._look_again(work, order) if outcome is Outcome.ORDER_PENDING else outcome
 
     def _finalize(self, work: Work) -> Step:
@@ -640,7 +645,7 @@ class CertificateReconciler:
                 )
             outcome = order_outcome(order.status)
             if outcome is Outcome.ORDER_INVALID:
-                return (yield from explain(self._pool(work), session, order, self._names(work)))
+                yield from explain(self._pool(work), session, order, self._names(work))
             if outcome is Outcome.ORDER_PROCESSING or (outcome is Outcome.ORDER_VALID and not order.certificate):
                 return self._look_again(work, order)
             if outcome is Outcome.ORDER_VALID:

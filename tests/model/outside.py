@@ -317,7 +317,7 @@ class Outside(World):
                 return  # taken over as it is
         certificate = self.api.get(api.CERTIFICATE, namespace, made_for)
         self.claim(_pair(_data(change.obj)) is not None, f"Secret {name} is written with a key that is not its own")
-        if certificate and live and self.fits(certificate, live):
+        if certificate and live and not self.touched and self.fits(certificate, live):
             self.claim(self.fits(certificate, change.obj), f"what served in Secret {name} is replaced by what does not")
         self.note("installed", self.active[-1])
 

@@ -34,7 +34,6 @@ OTHERWISE = {
     *((state, Outcome.ORDER_INVALID) for state in State),
     # Where nothing has changed a step waits.
     (State.ORDERED, Outcome.ORDER_PENDING),
-    (State.SUBMITTED, Outcome.ORDER_PENDING),
     (State.FINALIZING, Outcome.ORDER_PROCESSING),
     # A new order is not gone; and one that is ready is finalized without another look.
     (State.REQUESTED, Outcome.ORDER_GONE),

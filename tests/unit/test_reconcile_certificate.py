@@ -443,6 +443,24 @@ def test_a_leader_discards_no_key_with_which_another_goes_on(when: str) -> None:
     world.nothing_left()
 
 
+def test_an_answer_that_the_ca_has_lost_is_given_again() -> None:
+    """A challenge that the CA still waits for after half a minute is answered once more; one under way is not.
+
+    Mutation: wait for the order without a look at its challenges.
+    """
+    world = first()
+    world.ca.holds_validation = True
+    world.settle(100)
+    assert world.counts()["answer"] == 1
+    world.ca.holds_validation = False
+    for authorization in world.ca.pending_authorizations():
+        for challenge in authorization.challenges:
+            challenge.status = "pending"
+    world.settle()
+    assert world.counts()["answer"] == 2
+    issued_once(world, 1, "")
+
+
 def test_a_request_that_another_leader_has_fulfilled_is_not_ordered() -> None:
     """A leader that could not place its order does not place it when another has had the certificate issued meanwhile.
 
