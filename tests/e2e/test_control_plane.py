@@ -134,7 +134,8 @@ def test_etcd_out_of_space(
         tries, lasted = refused_writes(lab, mark), time.monotonic() - start
         ballast.unload()
         print(f"\n{tries} writes refused in {lasted:.1f} s")
-        assert 0 < tries <= 3 * count
+        # Each key after 0, 2 and 12 s; and from the start again when the controller has lost its Lease meanwhile.
+        assert 0 < tries <= (6 if seconds > 10 else 3) * count
     assert not etcd.is_full()
 
 
