@@ -58,9 +58,8 @@ class Leader:
 
 @dataclass
 class Armed:
-    """What befalls whoever is at work, that many points from now: of all, or of those that begin like `point`."""
+    """What befalls whoever is at work, that many points from now."""
 
-    point: str
     left: int
     name: str
     act: Callable[[], None]
@@ -191,9 +190,9 @@ class Outside(World):
         self.reached[what] += 1
         self.journal.append((self.clock.monotonic(), who, what))
 
-    def arm(self, points: int, name: str, act: Callable[[], None], *, point: str = "") -> None:
+    def arm(self, points: int, name: str, act: Callable[[], None]) -> None:
         """Let something befall whoever is at work, that many points from now."""
-        self.armed.append(Armed(point, points, name, act))
+        self.armed.append(Armed(points, name, act))
 
     def do(self, name: str, act: Callable[[], None]) -> None:
         """Let something happen now."""
@@ -230,7 +229,7 @@ class Outside(World):
         self.point = f"{when} {what}"
         self.journal.append((self.clock.monotonic(), who, self.point))
         for armed in self.armed:
-            armed.left -= self.point.startswith(armed.point)
+            armed.left -= 1
         while due := next((armed for armed in self.armed if armed.left < 0), None):
             self.armed.remove(due)
             self.do(due.name, due.act)
