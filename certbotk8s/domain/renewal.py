@@ -91,4 +91,6 @@ SHORT_PAUSE = timedelta(seconds=10)
 # Pauses between looks at whether a challenge is served: an ingress controller takes 0.1 s to some seconds to load it.
 SELF_CHECKS = tuple(timedelta(seconds=s) for s in (0.1, 0.1, 0.2, 0.2, 0.5, 1, 2, 5))
 # After this the CA is asked all the same: a look from inside may be blocked where the CA's is not (split DNS, hairpin).
-SELF_CHECK_LIMIT = timedelta(seconds=60)
+# An ingress controller that had lost the API server loads nothing for up to a minute: client-go lists again after 30 s,
+# doubled by jitter. With a limit of 60 s every challenge presented after an outage could fail its validation.
+SELF_CHECK_LIMIT = timedelta(minutes=2)

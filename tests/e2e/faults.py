@@ -62,7 +62,8 @@ def in_trouble(
     site.certificate("after", [f"after.{suffix}"], issuer)
     names = [*(f"web{number}" for number in range(count)), "after"]
     # Even now its Lease may turn out to be lost.
-    wait_for(lambda: kept_running(controller) and all(map(site.ended, names)), "an end of all", timeout=120, pause=0.5)
+    wait_for(lambda: kept_running(controller) and all(map(site.ended, names)), "an end of all", timeout=180, pause=0.5)
+    assert [site.says(name) for name in names if site.status(name).get("nextAttemptTime")] == []
     for name in names:
         assert {each["outcome"] for each in site.ready(name)["recentOrders"]} == {"Issued"}
     count += 1

@@ -229,9 +229,9 @@ def test_ladders_rise(ladder: tuple[timedelta, ...]) -> None:
 
 def test_ladders_keep_to_the_ration() -> None:
     """Three failed validations at most in an hour after the first, of the five that a CA allows; a CA that is away is
-    asked every ten minutes at most, a challenge looked at often enough that the wait of a minute has several looks.
+    asked every ten minutes at most, a challenge looked at often enough that the wait for it has several looks.
 
-    Mutation: start NAME_LADDER with seconds, or end CA_LADDER with a minute.
+    Mutation: start NAME_LADDER with seconds, end CA_LADDER with a minute, or wait a minute for a challenge.
     """
     within_an_hour, passed = 1, timedelta()
     for failures in range(1, 20):
@@ -240,7 +240,7 @@ def test_ladders_keep_to_the_ration() -> None:
     assert within_an_hour == 3
     assert rung(NAME_LADDER, 50) == DAY
     assert rung(CA_LADDER, 50) == 10 * MINUTE
-    assert sum(SELF_CHECKS, timedelta()) < SELF_CHECK_LIMIT
+    assert sum(SELF_CHECKS, timedelta()) + MINUTE < SELF_CHECK_LIMIT
 
 
 @pytest.mark.parametrize(
