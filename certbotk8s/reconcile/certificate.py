@@ -282,10 +282,16 @@ class CertificateReconciler:
         return None
 
     def _changed(self, work: Work) -> bool:
-        """Whether something else is asked for than the order under way was placed for, or that is no longer allowed."""
+        """Whether something else is asked for than the order under way was placed for, or that is no longer allowed.
+
+        Once Finalizing is stored only the latter counts, since nothing is ordered in its place then: finalize may still
+        be on its way, from whoever wrote it.
+        """
         if work.issuance is None or work.state in {State.FINALIZING, State.ISSUED, State.FAILED}:
             return False
         seen = self._observer.observe(work.certificate)
+        if _committed(work):
+            return refused(seen) is not None
         if seen.issuer is None or refused(seen):
             return True
         account = self._observer.account(seen)
@@ -352,7 +358,8 @@ class CertificateReconciler:
         if not visible or work.shown == said:
             return
         work.shown = said
-        stored = work.stored and work.issuance and structs.replace(work.issuance, state=work.state)
+        state = State.FINALIZING if _committed(work) else work.state
+        stored = work.stored and work.issuance and structs.replace(work.issuance, state=state)
         self._write(work, stored, finding, issuing=True)
         if stored:
             work.issuance = stored
@@ -618,15 +625,14 @@ class CertificateReconciler:
             pair = self._secrets.take_next_key(work.certificate, issuance.request_hash)
             if pair is None:
                 raise TemporaryError("The Secret with the next key is removed again and again")
-        csr = pair[1]
+        if self._changed(work):
+            return Outcome.REQUEST_CHANGED
         deadline = issuance.deadline or (seen.now + ORDER_LIMIT)
         issuance = structs.replace(issuance, state=State.FINALIZING, deadline=deadline)
         self._persist(work, issuance, f"Waiting for {issuer_name(work.certificate)} to issue for {listing(seen.names)}")
-        if self._changed(work):  # the write went on top of a change
-            return Outcome.REQUEST_CHANGED
         # From here on an error leaves open whether the CA got it: the next step is to look, not to send again.
         self._move(work, Outcome.FINALIZED)
-        order = yield from call(self._pool(work), session.finalize, issuance.finalize_url, csr)
+        order = yield from call(self._pool(work), session.finalize, issuance.finalize_url, pair[1])
         if order.status == "valid" and order.certificate:
             work.order = order
             return Outcome.ORDER_VALID
@@ -912,6 +918,11 @@ def _goes_on(work: Work, certificate: Certificate) -> bool:
         return False
     # A request that is not stored yet is for what status said when it was made.
     return stored is not None or work.issuance is None or certificate.status == work.certificate.status
+
+
+def _committed(work: Work) -> bool:
+    """Whether the CA was told to issue, or another leader may be about to: the order is followed to its end."""
+    return work.stored is not None and work.stored.state == State.FINALIZING
 
 
 def _deadline(issuance: Issuance) -> datetime:

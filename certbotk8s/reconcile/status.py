@@ -10,6 +10,7 @@ from msgspec import structs
 from certbotk8s.domain import api
 from certbotk8s.domain.attempt import Ending
 from certbotk8s.domain.errors import Conflict
+from certbotk8s.domain.issuance import State
 from certbotk8s.domain.plan import Finding, conditions, issuer_name, unfit
 from certbotk8s.domain.renewal import renewal_time
 from certbotk8s.ports import Reference
@@ -73,7 +74,8 @@ def write_status(
     """The Certificate with its status as it should stand; writes only when that differs.
 
     Raises Conflict when somebody else has changed the issuance meanwhile: then what we know is not to be trusted. A
-    mere change of spec or metadata is no reason to lose an order: the write is repeated on top of it, once.
+    mere change of spec or metadata is no reason to lose an order: the write is repeated on top of it, once. Finalizing
+    is not written on top of another spec: nobody turns back from it.
     """
     certificate = seen.certificate
     facts = seen.secret.certificate if seen.secret and unfit(seen) is None else None
@@ -96,8 +98,11 @@ def write_status(
     try:
         return _apply(cluster, certificate, status)
     except Conflict:
-        live = cluster.get(api.CERTIFICATE, certificate.metadata.namespace, certificate.metadata.name)
-        if live is None or live.metadata.uid != certificate.metadata.uid or live.status != certificate.status:
+        meta = certificate.metadata
+        live = cluster.get(api.CERTIFICATE, meta.namespace, meta.name)
+        if live is None or live.metadata.uid != meta.uid or live.status != certificate.status:
+            raise
+        if issuance and issuance.state == State.FINALIZING and live.metadata.generation != meta.generation:
             raise
         return _apply(cluster, live, status)
 

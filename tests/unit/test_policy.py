@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -32,7 +33,7 @@ from certbotk8s.domain.policy import (
 from certbotk8s.domain.reasons import Reason
 from certbotk8s.reconcile.indexes import contenders
 from tests.builders import DAY, HOUR, NAME, NOW, certificate, condition, issuer, observed, recent_order
-from tests.unit.reconciling import SHOP, World
+from tests.unit.reconciling import SHOP, Crash, World, crash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -515,38 +516,55 @@ def test_a_label_of_the_namespace_counts_at_once() -> None:
     assert world.condition("Ready", "more").status == "True"
 
 
+# Which effect of an issuance writes the state from which nobody turns back.
+FINALIZING = 8
+
+
 @pytest.mark.parametrize("withdraw", [forbid, lambda world: label(world, team="pay")])
 @pytest.mark.parametrize("at", range(12))
 def test_an_order_for_what_is_no_longer_allowed_is_given_up_before_finalize(
     withdraw: Callable[[World], None], at: int
 ) -> None:
-    """Whenever a name is withdrawn while it is ordered: either the certificate was asked for before, and is installed,
-    or nothing is issued and the Certificate says why. Nothing is counted as a failure.
+    """Whenever a name is withdrawn while it is ordered: once Finalizing is being written the certificate is installed;
+    before that nothing is issued and the Certificate says why. Nothing is counted as a failure.
 
     Mutation: ask `refused` before the order alone, not in `_changed`.
     """
     world = shared([TEAM])
     label(world, team="web")
     world.settle()
-    finalized: list[int] = []
-
-    def act() -> None:
-        finalized.append(world.counts().get("finalize", 0))
-        withdraw(world)
-
-    world.effects.at(at, "before", act)
+    world.effects.at(at, "before", lambda: withdraw(world))
     world.certificate(**SHARED)
     world.settle()
     world.process.sweep()
     assert world.effects.happened
     world.nothing_left()
     assert not world.status().failed_attempts
-    if finalized[0] or world.effects.happened.endswith("finalize"):
+    if at >= FINALIZING:
         assert world.condition("Ready").status == "True"
         assert len(world.ca.issued) == 1
     else:
         assert not world.ca.issued
         assert world.condition("Ready").reason == Reason.NOT_ALLOWED
+
+
+def test_what_is_no_longer_allowed_is_not_finalized_after_a_restart() -> None:
+    """A controller that was killed before it sent finalize does not send it when the name has been withdrawn since.
+
+    Mutation: let no change count once Finalizing is stored.
+    """
+    world = shared([OURS])
+    world.settle()
+    world.effects.at(FINALIZING + 1, "before", partial(crash, world))
+    world.certificate(**SHARED)
+    with pytest.raises(Crash):
+        world.settle()
+    assert world.effects.happened.endswith("finalize")
+    forbid(world)
+    world.start().settle()
+    assert world.ca.issued == []
+    assert world.condition("Ready").reason == Reason.NOT_ALLOWED
+    world.nothing_left()
 
 
 def test_a_renewal_that_is_no_longer_allowed_leaves_the_certificate_in_hand() -> None:
