@@ -409,7 +409,11 @@ class CertificateReconciler:
             assert seen.secret
             assert seen.secret.certificate
             return Rest(renewal_time(work.certificate.spec, seen.secret.certificate) - seen.now)
-        if blocked(seen) is None and not self._is_ours(seen) and (found := self._secrets.live(work.certificate)):
+        if not self._is_ours(seen) and (found := self._secrets.live(work.certificate)):
+            # No cache has a Secret without its label: it may be somebody else's, or another Certificate's.
+            if held := blocked(replace(seen, secret=found)):
+                self._say(work, seen, held)
+                return Rest(HELD_LOOK)
             # What is there may do: nobody needs to be asked, nor an issuer to be ready, to take it over.
             return self._take_over(work, seen, found)
         if held := hold(seen):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -1741,6 +1742,30 @@ def test_a_fight_over_a_secret_is_left_to_the_other() -> None:
     assert len(world.ca.issued) == 1
     world.live(900)
     assert ready_of(world) == ("True", "Ready")
+
+
+def test_a_secret_without_its_label_is_still_its_owners() -> None:
+    """Two Certificates name one Secret, which loses its label and so is in no cache: its owner marks it again, and the
+    older Certificate does not take it for nobody's.
+
+    Mutation: look at the live Secret only where the caches name no rival; tell rivals by the caches alone.
+    """
+    world = World()
+    world.certificate("old", names=(OTHER,), secretName="old-tls")
+    world.ready()
+    world.certificate("old", names=(OTHER,), secretName="web-tls")
+    world.settle()
+    assert world.condition("Ready", "old").reason == Reason.SECRET_CONFLICT
+    bare, reads = world.raw(api.SECRET, "web-tls"), Counter[str]()
+    world.cluster.before = lambda verb, kind, *_: reads.update([f"{verb} {kind}"])
+    bare["metadata"]["labels"] = {}
+    world.api.put(api.SECRET, bare)
+    world.settle(600)
+    assert world.raw(api.SECRET, "web-tls")["metadata"]["labels"] == {api.LABEL_ROLE: api.ROLE_TLS}
+    assert world.condition("Ready", "old").reason == Reason.SECRET_CONFLICT
+    assert ready_of(world) == ("True", "Ready")
+    assert len(world.ca.issued) == 2
+    assert reads["get Secret"] < 20
 
 
 def pair(*names: str, begins: timedelta = timedelta(0)) -> dict[str, bytes]:
