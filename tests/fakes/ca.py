@@ -131,7 +131,8 @@ class FakeCA:
     `refused_binding` what it says to a binding that is right otherwise. `ordered` is called with each new order,
     `alter` with what is about to be signed; `served` gives what is sent of a chain. `validate(name, token)` is asked
     when a challenge is answered: a Problem fails it, None passes it. While `holds_validation`, answered challenges
-    stay `processing`; while `holds_issuance`, finalized orders do. Otherwise a finalized order is `processing` for
+    stay `processing`; while `reuses_finalized`, identical orders that are `processing` or `valid` are returned again
+    too; while `holds_issuance`, finalized orders do. Otherwise a finalized order is `processing` for
     `looks_until_valid` looks. Orders say when they expire unless `tells_expiry` is False.
     """
 
@@ -148,6 +149,7 @@ class FakeCA:
         self.refused: set[str] = set()
         self.challenge_types: tuple[str, ...] = ("http-01", "dns-01")
         self.reuses_orders = True
+        self.reuses_finalized = False
         self.reuses_authorizations = True
         self.holds_validation = False
         self.holds_issuance = False
@@ -211,6 +213,14 @@ class FakeCA:
         for authorization in self._authorizations.values():
             if authorization.status in {"pending", "valid"}:
                 authorization.status = status
+
+    def validate_again(self) -> None:
+        """Orders that were ready are pending again, and their challenges wait for an answer."""
+        for order in self.orders.values():
+            for authorization in order.authorizations if order.status == "ready" else ():
+                authorization.status = "pending"
+                for challenge in authorization.challenges:
+                    challenge.status = "pending"
 
     def go_on(self) -> None:
         """Validate and issue what was held back."""
@@ -324,7 +334,8 @@ class FakeCA:
                 raise _refused(problem, f"placing an order for {kind} {name}", Place.ENDPOINT)
         for order in self.orders.values() if self.reuses_orders else ():
             same = (order.account, order.identifiers, order.profile) == (account, wanted, profile)
-            if same and order.status in {"pending", "ready"} and order.expires > self._clock.now():
+            kept = {"pending", "ready"} | ({"processing", "valid"} if self.reuses_finalized else set())
+            if same and order.status in kept and order.expires > self._clock.now():
                 return order
         url = f"{self.origin}/order/{next(self._numbers)}"
         expires = self._clock.now() + ORDER_LIFE

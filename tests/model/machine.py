@@ -17,6 +17,7 @@ from certbotk8s.domain import api
 from certbotk8s.domain.errors import Conflict, Problem, TemporaryError
 from certbotk8s.domain.problems import judge
 from certbotk8s.reconcile.indexes import certificate_key
+from certbotk8s.reconcile.secrets import next_key_name
 from tests.fakes.ca import Leaf, sign_leaf
 from tests.model.outside import DAY, Leader, Outside
 from tests.unit.reconciling import ECDSA, NAME, SHOP, Crash
@@ -339,6 +340,14 @@ def the_next_key_is_emptied(model: Machine) -> None:
         model.outside.api.put(api.SECRET, raw | {"data": {}})
 
 
+@act
+def somebody_puts_a_secret_where_the_next_key_belongs(model: Machine) -> None:
+    outside = model.outside
+    found = outside.api.get(api.CERTIFICATE, SHOP, WEB)
+    if found and outside.api.get(api.SECRET, SHOP, next_key_name(found)) is None:
+        outside.secret(next_key_name(found), {"theirs": b"theirs"})
+
+
 def _forget_status(model: Machine, status: dict[str, Any]) -> None:
     """What was fulfilled, and what was finalized, is no longer known."""
     raw = _raw(model, api.CERTIFICATE, WEB)
@@ -402,6 +411,12 @@ def authorizations_are_deactivated(model: Machine) -> None:
 @act
 def authorizations_are_revoked(model: Machine) -> None:
     model.outside.ca.end_authorizations("revoked")
+
+
+@act
+def authorizations_are_pending_again(model: Machine) -> None:
+    """Those of orders that were ready."""
+    model.outside.ca.validate_again()
 
 
 @act
@@ -472,6 +487,11 @@ def the_ca_gives_a_new_order_each_time(model: Machine) -> None:
 
 
 @act
+def the_ca_gives_finalized_orders_again(model: Machine) -> None:
+    model.outside.ca.reuses_finalized = True
+
+
+@act
 def the_ca_validates_each_time(model: Machine) -> None:
     model.outside.ca.reuses_authorizations = False
 
@@ -529,6 +549,11 @@ def the_machine_sleeps_for_two_months(model: Machine) -> None:
 
 FAULTS = ("it crashes", "the answer is lost", "the write is refused")
 OTHERS = tuple(name for name in ACTS if name.startswith("the other leads"))
+WRITES = (
+    *("create Secret", "apply Secret", "delete Secret", "apply Certificate/status"),
+    *("create Ingress", "delete Ingress", "apply Issuer/status"),
+)
+POINTS = [f"{when} {what}" for when in ("before", "after") for what in (*REQUESTS, *WRITES, "get Secret", "get Cert")]
 names_of_acts = st.one_of(st.sampled_from(FAULTS), st.sampled_from(OTHERS), st.sampled_from(sorted(ACTS)))
 
 
@@ -567,13 +592,21 @@ class Machine(RuleBasedStateMachine):
     def at_a_point(self, points: int, name: str) -> None:
         self.outside.arm(points, name, lambda: ACTS[name](self))
 
-    @rule(points=st.integers(0, 12), name=names_of_acts)
-    def soon(self, points: int, name: str) -> None:
-        self.outside.arm(points, name, lambda: ACTS[name](self))
+    @rule(points=st.integers(0, 2), point=st.sampled_from(POINTS), name=names_of_acts)
+    def soon(self, points: int, point: str, name: str) -> None:
+        self.outside.arm(points, name, lambda: ACTS[name](self), point=point)
 
     @rule(name=st.sampled_from(sorted(ACTS)))
     def now(self, name: str) -> None:
         self.outside.do(name, lambda: ACTS[name](self))
+
+    @rule(at_once=st.booleans())
+    def anew(self, at_once: bool) -> None:
+        """The name is to be validated anew for another certificate: most faults need an issuance under way."""
+        self.now("authorizations expire")
+        if at_once:
+            self.outside.live_for(3.0)
+        self.now("somebody wishes a renewal")
 
     @rule(leader=st.sampled_from("AB"), choice=st.integers(0, 2), turns=st.integers(1, 8))
     def work(self, leader: str, choice: int, turns: int) -> None:
@@ -597,6 +630,7 @@ class Machine(RuleBasedStateMachine):
         ca.go_on()
         ca.validate, ca.retry_after = lambda _name, _token: None, None
         ca.reuses_orders = ca.reuses_authorizations = True
+        ca.reuses_finalized = False
         ca.looks_until_valid = 1
         ca.be_well()
         for leader in outside.leaders.values():

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 DAY = 86400.0
 # Turns without time passing after which a leader is in a loop.
 LOOP = 600
+# Turns for each second that passes: what is waited for is looked at ever more seldom, and so are three Certificates.
+BUSY = 1.0
 # Within this everything has come to rest: the longest pause between two attempts is a day, and one may follow another.
 CALM = 3 * DAY
 # Orders for one Certificate from the moment at which nothing fails any more: what was under way, one more where that
@@ -58,8 +60,9 @@ class Leader:
 
 @dataclass
 class Armed:
-    """What befalls whoever is at work, that many points from now."""
+    """What befalls whoever is at work, that many points from now: of all, or of those that begin like `point`."""
 
+    point: str
     left: int
     name: str
     act: Callable[[], None]
@@ -147,13 +150,16 @@ class Outside(World):
 
     def live_for(self, seconds: float, *, until: Callable[[], bool] = lambda: False) -> None:
         """Let all leaders work, and time pass from one due key to the next, or until something is so."""
-        end, turns = self.clock.monotonic() + seconds, 0
+        begin, turns, total = self.clock.monotonic(), 0, 0
+        end = begin + seconds
         while True:
             moved = False
             for name in list(self.leaders):
                 while self.turn(name):
-                    moved, turns = True, turns + 1
+                    moved, turns, total = True, turns + 1, total + 1
                     self.claim(turns < LOOP, f"{name} comes back again and again")
+                    lived = self.clock.monotonic() - begin
+                    self.claim(total < 2 * LOOP + BUSY * lived, f"{name} is busy: {total} turns in {lived:.0f} s")
                     if turns == LOOP // 2 and len(self.leaders) == 2:
                         # Two that contradict each other go on for as long as both think that they lead.
                         self.note("its Lease is lost", name)
@@ -190,9 +196,9 @@ class Outside(World):
         self.reached[what] += 1
         self.journal.append((self.clock.monotonic(), who, what))
 
-    def arm(self, points: int, name: str, act: Callable[[], None]) -> None:
+    def arm(self, points: int, name: str, act: Callable[[], None], *, point: str = "") -> None:
         """Let something befall whoever is at work, that many points from now."""
-        self.armed.append(Armed(points, name, act))
+        self.armed.append(Armed(point, points, name, act))
 
     def do(self, name: str, act: Callable[[], None]) -> None:
         """Let something happen now."""
@@ -229,7 +235,7 @@ class Outside(World):
         self.point = f"{when} {what}"
         self.journal.append((self.clock.monotonic(), who, self.point))
         for armed in self.armed:
-            armed.left -= 1
+            armed.left -= self.point.startswith(armed.point)
         while due := next((armed for armed in self.armed if armed.left < 0), None):
             self.armed.remove(due)
             self.do(due.name, due.act)
@@ -339,8 +345,15 @@ class Outside(World):
         self.claim(bool(owner), f"Secret {name} of somebody else is written")
 
     def _judge_status(self, name: str, namespace: str) -> None:
-        """Ready tells the truth about some version of the Secret, and stays True while the certificate serves."""
+        """Ready tells the truth about some version of the Secret, and stays True while the certificate serves.
+
+        And one leader alone has one order at a time under way for the same names.
+        """
         certificate = self.get(name, namespace)
+        if certificate.status.issuance and self.alone:
+            same = certificate.status.issuance.order_set
+            under_way = [each.metadata.name for each in self._ordering(same)]
+            self.claim(len(under_way) == 1, f"{under_way} are ordering the same names")
         obj = self.raw(api.CERTIFICATE, name, namespace)
         ready = next((each for each in obj["status"]["conditions"] if each["type"] == "Ready"), None)
         if ready is None or ready.get("observedGeneration") != obj["metadata"]["generation"]:
@@ -375,6 +388,11 @@ class Outside(World):
         encoding = "PKCS8" if b"BEGIN PRIVATE KEY" in key else "PKCS1"
         wanted = (frozenset(spec.dns_names), spec.private_key.encoding)
         return (names, encoding) == wanted and not_after > self.clock.now()
+
+    def _ordering(self, same: str) -> list[api.Certificate]:
+        """The Certificates that remember an order for the same names at the same account."""
+        found = self.api.all(api.CERTIFICATE)
+        return [each for each in found if each.status.issuance and each.status.issuance.order_set == same]
 
     # --- when nothing fails any more ----------------------------------------------------------------------------------
 
