@@ -6,11 +6,16 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.lab.build import binaries
 from tests.lab.lab import Lab, running_lab
 
 _FIXTURE = "lab"
+
+# No test asserts a time, and an example that a busy machine puts off for 200 ms is no failure.
+settings.register_profile("certbotk8s", deadline=None)
+settings.load_profile("certbotk8s")
 
 # A shell starts what it runs in the background deaf to Ctrl-C, and the programs under test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 # One example is some 20 acts of the world or of a leader, and then rest.
 STEPS = 20
 TOLD = settings(
-    deadline=None,
     database=None,
     print_blob=True,
     report_multiple_bugs=False,

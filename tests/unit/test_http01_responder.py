@@ -181,7 +181,7 @@ def test_too_large_a_request_is_refused(port: int) -> None:
     assert exchange(port, endless + b"\r\n\r\n").startswith(b"HTTP/1.1 431 ")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.binary(min_size=1, max_size=300))
 def test_noise_gets_400_or_nothing(running: int, noise: bytes) -> None:
     """Whatever arrives, the next request is answered; fails when an odd byte raises in the event loop."""

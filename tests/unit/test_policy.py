@@ -85,7 +85,6 @@ def test_a_pattern_covers(pattern: str, covered: list[str], others: list[str]) -
     assert [name for name in covered + others if is_allowed([pattern], name)] == covered
 
 
-@settings(deadline=None)
 @given(PATTERNS, NAMES)
 def test_a_wildcard_is_allowed_only_with_all_that_it_covers(pattern: str, zone: str) -> None:
     """Whoever is allowed a wildcard name is allowed every name that it covers, by that pattern too.
@@ -96,7 +95,6 @@ def test_a_wildcard_is_allowed_only_with_all_that_it_covers(pattern: str, zone: 
         assert all(is_allowed([pattern], name) for name in below(zone))
 
 
-@settings(deadline=None)
 @given(NAMES, st.sampled_from(["", "*.", "**."]), NAMES)
 def test_patterns_are_compared_as_names_are(zone: str, depth: str, name: str) -> None:
     """Case, a trailing dot and the form of an internationalised name make no difference, on either side.
@@ -217,7 +215,6 @@ def test_without_a_policy_every_name_is_allowed() -> None:
 # --- who has a name already -------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(NAMES, st.data())
 def test_names_that_share_a_host_are_found(zone: str, data: st.DataObject) -> None:
     """Two names overlap when some host is served by both; then, and only then, the index finds one by the other.
@@ -371,7 +368,6 @@ def test_what_stands_against_a_name(
     assert (found is not None) == stands
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 3), st.sampled_from(State)), min_size=2, max_size=5))
 def test_of_several_that_ask_at_once_one_goes_on(asked: list[tuple[int, State]]) -> None:
     """However many namespaces ask for one name at the same moment: before any was sent to be issued, exactly one goes
@@ -659,7 +655,7 @@ def test_two_that_ask_at_the_same_moment_get_it_once() -> None:
         assert world.cluster.events == before
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 18), st.integers(0, 12), st.lists(st.sampled_from([0, 0, 1]), min_size=20, max_size=40))
 def test_two_that_are_ordered_side_by_side_are_issued_once(comes: int, looks: int, turns: list[int]) -> None:
     """However the steps of two namespaces interleave, and whenever the second comes (made in the same second, it counts

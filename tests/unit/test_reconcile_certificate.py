@@ -336,7 +336,7 @@ def test_an_answer_lost_while_the_caches_lag_costs_no_certificate(begin: Callabl
 FAULTS: dict[str, Callable[[World], None]] = {"crash": crash, "refuse": refuse, "lose": lose}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     begin=st.sampled_from(list(BEGINNINGS)),
     faults=st.lists(
@@ -363,7 +363,7 @@ def test_several_faults_cost_no_certificate(begin: Callable[[], World], faults: 
     issued_once(world, BEGINNINGS[begin], str(faults))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     begin=st.sampled_from([first, preauthorized, renewal]),
     turns=st.lists(st.booleans(), min_size=20, max_size=60),
@@ -2006,7 +2006,7 @@ def test_a_ca_that_claims_the_account_of_another_gets_none_of_its_orders() -> No
     assert len(world.ca.issued) == 2
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     status=st.fixed_dictionaries(
         {},
