@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
@@ -17,10 +18,12 @@ from hypothesis import strategies as st
 from certbotk8s.ca.keys import Keys
 from certbotk8s.domain import api
 from certbotk8s.domain.errors import PermanentError, Problem, TemporaryError
+from certbotk8s.domain.issuance import Outcome, State, advance
 from certbotk8s.domain.problems import judge
 from certbotk8s.domain.reasons import Reason
 from certbotk8s.domain.renewal import SELF_CHECKS
 from certbotk8s.ports import Key
+from certbotk8s.reconcile import certificate as reconcile_certificate
 from certbotk8s.reconcile.claims import Claims
 from certbotk8s.reconcile.secrets import next_key_name
 from tests.fakes.ca import FakeCA, FakeOrder, Leaf, sign_leaf
@@ -442,6 +445,88 @@ def test_a_leader_discards_no_key_with_which_another_goes_on(when: str) -> None:
     assert world.counts()["finalize"] == 1
     assert [order.outcome for order in world.status().recent_orders] == ["Issued"]
     world.nothing_left()
+
+
+def finalized_elsewhere(world: World, *, processing: bool) -> None:
+    """Another leader has had the order finalized, with the key that is stored for it."""
+    (order,) = world.ca.orders.values()
+    (key,) = world.next_keys()
+    for authorization in order.authorizations:
+        authorization.status = "valid"
+    world.ca.holds_issuance, world.ca.looks_until_valid = processing, 0
+    world.ca.finalize(order.account, f"{order.url}/finalize", base64.b64decode(key.data["tls.csr"]))
+
+
+def lost(world: World) -> None:
+    """The CA forgets every order."""
+    world.ca.orders.clear()
+
+
+FURTHER: dict[str, Callable[[World], None]] = {
+    "order processing": partial(finalized_elsewhere, processing=True),
+    "order valid": partial(finalized_elsewhere, processing=False),
+    "order gone": lost,
+}
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("outcome", FURTHER)
+@pytest.mark.parametrize("state", ["Ordered", "Presented"])
+def test_an_order_that_is_further_than_was_thought(
+    monkeypatch: pytest.MonkeyPatch, state: str, outcome: str, restarted: bool
+) -> None:
+    """Whatever became of the order while its challenge was presented or answered: its certificate is collected, or
+    where the CA no longer knows it a new one is placed.
+
+    Mutation: let no row of the table lead from there to Finalizing, or to a new order.
+    """
+    world, moves = first(), list[str]()
+
+    def noted(before: State, happened: Outcome) -> State:
+        moves.append(f"{before}: {happened}")
+        return advance(before, happened)
+
+    monkeypatch.setattr(reconcile_certificate, "advance", noted)
+    kind = "authorization" if state == "Ordered" else "answer"
+    world.ca.fail(kind, TemporaryError("no answer"))
+    world.settle(1)
+    assert moves[-1] == ("Requested: order pending" if state == "Ordered" else "Ordered: challenges presented")
+    FURTHER[outcome](world)
+    if restarted:
+        world.start()
+    world.settle(1)
+    world.settle(60)
+    world.ca.go_on()
+    world.settle(60)
+    assert f"{'Ordered' if restarted else state}: {outcome}" in moves
+    assert len(world.ca.issued) == 1
+    assert [order.outcome for order in world.status().recent_orders][-1] == "Issued"
+    assert ready_of(world) == ("True", "Ready")
+    world.nothing_left()
+
+
+def test_a_next_key_that_cannot_be_stored_again_ends_the_attempt() -> None:
+    """The key of an order is deleted before finalize, and somebody else's Secret stands where the new one belongs.
+
+    Mutation: let no row of the table lead from Authorized to Failed.
+    """
+    world = preauthorized()
+
+    def take_the_place(world: World) -> None:
+        (key,) = world.next_keys()
+        world.delete(api.SECRET, key.metadata.name)
+        world.secret(key.metadata.name, {"theirs": b"theirs"})
+
+    world.effects.at(2, "after", partial(take_the_place, world))
+    world.settle(10)
+    assert "status" in world.effects.happened
+    assert condition_of(world)[1] == Reason.SECRET_NOT_OWNED
+    assert "finalize" not in world.counts()
+    for secret in world.api.all(api.SECRET):
+        if secret.data.get("theirs"):
+            world.delete(api.SECRET, secret.metadata.name)
+    world.settle(600)
+    issued_once(world, 1, "")
 
 
 def test_an_answer_that_the_ca_has_lost_is_given_again() -> None:
