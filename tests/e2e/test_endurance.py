@@ -63,7 +63,7 @@ def test_nothing_grows(lab: Lab, site: Site, controller: Controller, issuer: str
     assert renewals > CERTIFICATES * MINUTES
     assert abs(issued - renewals) <= CERTIFICATES  # those that were under way at either end
     assert orders <= issued + CERTIFICATES
-    assert end.threads <= start.threads + 8  # a pool more
+    assert end.threads <= start.threads + 24  # as many as three pools may have, which end when they are idle
     assert end.sockets <= start.sockets + 16
     assert end.rss <= start.rss + 20
     for name in names:
