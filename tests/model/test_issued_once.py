@@ -66,7 +66,8 @@ def test_nothing_is_issued_twice(reached: Counter[str]) -> None:
 def test_nothing_is_issued_twice_in_20_000_stories(reached: Counter[str], request: pytest.FixtureRequest) -> None:
     """Others; and `--hypothesis-seed=N` tells others again. The moves that they made are printed.
 
-    What fails is told by its journal; `phases` without the shrinking, which takes longer than to read it.
+    By hand, while they still find faults: pytest -s -m soak tests/model. What fails is told by its journal; `phases`
+    without the shrinking, which takes longer than to read it.
 
     Mutation: delete a discarded next key in whatever version it is.
     """
