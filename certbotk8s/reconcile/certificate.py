@@ -304,12 +304,17 @@ class CertificateReconciler:
 
     def _session(self, work: Work) -> Session:
         assert work.issuance
-        session = self._accounts.session(self._ordered_from(work), work.issuance.account_uri)
+        issuer, account_uri = self._ordered_from(work), work.issuance.account_uri
+        session = self._accounts.session(issuer, account_uri)
         if session is None:
+            kind = api.ISSUER_KINDS.get(issuer.kind)
+            live = kind and self._cluster.get(kind, issuer.namespace, issuer.name)
+            if live and any(account.uri == account_uri for account in live.status.accounts):
+                self._enqueue(issuer)
+                raise TemporaryError(f"The account {account_uri}, opened by another replica, is not open here yet")
             raise PermanentError(
                 Reason.ORDER_GONE,
-                f"The account {work.issuance.account_uri} of the order under way is no longer open, so that the order "
-                "is lost.",
+                f"The account {account_uri} of the order under way is no longer open, so that the order is lost.",
             )
         return session
 

@@ -447,6 +447,30 @@ def test_a_leader_discards_no_key_with_which_another_goes_on(when: str) -> None:
     world.nothing_left()
 
 
+def test_an_order_of_an_account_that_another_leader_has_registered_goes_on() -> None:
+    """The CA has forgotten the account; one leader registers anew and orders, and the other, which knows the former
+    account alone, takes over: it opens the new one, and collects that order's certificate.
+
+    Mutation: take an order for lost whose account is not open here, without a look at the issuer.
+    """
+    world = preauthorized()
+    rival = world.second()
+    rival.work(Key("Issuer", SHOP, "ca"))
+    world.ca.forget_accounts()
+    world.ca.holds_issuance = True
+    world.process.settle(600)
+    assert world.issuance().state == "Finalizing"
+    signed = len(world.ca.issued)
+    rival.work(Key("Certificate", SHOP, "web-tls"))
+    assert world.issuance().state == "Finalizing"
+    world.ca.go_on()
+    rival.settle(600)
+    world.settle(600)
+    assert len(world.ca.issued) == signed
+    assert [order.outcome for order in world.status().recent_orders][-1] == "Issued"
+    world.nothing_left()
+
+
 def finalized_elsewhere(world: World, *, processing: bool) -> None:
     """Another leader has had the order finalized, with the key that is stored for it."""
     (order,) = world.ca.orders.values()
