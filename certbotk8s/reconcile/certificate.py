@@ -639,6 +639,8 @@ class CertificateReconciler:
         deadline = issuance.deadline or (seen.now + ORDER_LIMIT)
         issuance = structs.replace(issuance, state=State.FINALIZING, deadline=deadline)
         self._persist(work, issuance, f"Waiting for {issuer_name(work.certificate)} to issue for {listing(seen.names)}")
+        if self._changed(work):
+            return Outcome.REQUEST_CHANGED  # no longer allowed: what the write took in
         # From here on an error leaves open whether the CA got it: the next step is to look, not to send again.
         self._move(work, Outcome.FINALIZED)
         order = yield from call(self._pool(work), session.finalize, issuance.finalize_url, pair[1])
