@@ -22,7 +22,7 @@ check: $(STAMP)
 	@$(RUN)/python -m pytest -q tests/unit tests/test_architecture.py
 
 soak: $(STAMP) lab
-	@$(TESTS) -rP -m soak tests/e2e
+	@$(TESTS) -rP -m soak tests/model tests/e2e
 
 # ROUNDS=n measures n times; AGAINST=folder measures the controller of another checkout in turns with this one's.
 bench: $(STAMP) lab
