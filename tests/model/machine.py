@@ -380,6 +380,7 @@ def an_old_status_is_restored(model: Machine) -> None:
         if change.obj["metadata"]["uid"] == uid and change.obj.get("status", {}).get("issuance")
     ]
     if old:
+        model.outside.alone = False  # the order that it names may be under way beside another Certificate's
         _forget_status(model, old[len(model.outside.journal) % len(old)])
 
 

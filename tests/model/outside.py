@@ -347,7 +347,7 @@ class Outside(World):
     def _judge_status(self, name: str, namespace: str) -> None:
         """Ready tells the truth about some version of the Secret, and stays True while the certificate serves.
 
-        And one leader alone has one order at a time under way for the same names.
+        And one leader that alone writes statuses has one order at a time under way for the same names.
         """
         certificate = self.get(name, namespace)
         if certificate.status.issuance and self.alone:
