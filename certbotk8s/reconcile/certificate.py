@@ -67,6 +67,7 @@ from certbotk8s.reconcile.indexes import (
     store_key,
 )
 from certbotk8s.reconcile.observer import Observer
+from certbotk8s.reconcile.opening import slots
 from certbotk8s.reconcile.orders import explain, give_up_authorizations
 from certbotk8s.reconcile.places import Places, Turn
 from certbotk8s.reconcile.secrets import CertificateSecrets
@@ -309,7 +310,7 @@ class CertificateReconciler:
         if session is None:
             kind = api.ISSUER_KINDS.get(issuer.kind)
             live = kind and self._cluster.get(kind, issuer.namespace, issuer.name)
-            if live and any(account.uri == account_uri for account in live.status.accounts):
+            if live and _opens(live, account_uri) and self._clock.now() < _deadline(work.issuance):
                 self._enqueue(issuer)
                 raise TemporaryError(f"The account {account_uri}, opened by another replica, is not open here yet")
             raise PermanentError(
@@ -934,6 +935,15 @@ def _goes_on(work: Work, certificate: Certificate) -> bool:
 def _committed(work: Work) -> bool:
     """Whether the CA was told to issue, or another leader may be about to: the order is followed to its end."""
     return work.stored is not None and work.stored.state == State.FINALIZING
+
+
+def _opens(issuer: api.Issuer, account_uri: str) -> bool:
+    """Whether the issuer's reconcile sees to it that the account gets open: one of those that the spec wants.
+
+    The key of one that it wants no more may be gone for good, and status names that as long as the order is under way.
+    """
+    wanted = {slot.secret for slot in slots(issuer)}
+    return any(one.uri == account_uri and one.key_secret_name in wanted for one in issuer.status.accounts)
 
 
 def _deadline(issuance: Issuance) -> datetime:

@@ -796,6 +796,29 @@ def test_a_former_account_is_what_its_secret_says() -> None:
     assert world.process.accounts.session(Key("Issuer", SHOP, "ca"), old) is None
 
 
+def test_an_order_of_a_former_account_whose_key_is_gone_is_lost() -> None:
+    """Its account cannot open any more, and the next attempt orders with one that the issuer has now.
+
+    Mutation: wait for every account that the issuer's status names.
+    """
+    world = several()
+    world.issuer(externalAccountBinding=binding())
+    world.settle()
+    world.ca.holds_issuance = True
+    world.certificate()
+    world.settle(20)
+    old = world.issuance().account_uri
+    world.secret("ca-account", {"tls.key": Keys().account_key()})
+    world.issuer(bindings=BINDINGS)
+    world.ca.go_on()
+    world.start()
+    world.settle(600)
+    first, second = world.status().recent_orders
+    assert (first.account_uri, first.outcome) == (old, "OrderGone")
+    assert second.account_uri != old
+    assert world.condition("Ready").status == "True"
+
+
 def test_a_shape_without_a_binding_is_told() -> None:
     """A Certificate that no binding is for says what is missing and orders nothing; an added binding lets it go on.
 

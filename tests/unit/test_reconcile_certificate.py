@@ -471,6 +471,24 @@ def test_an_order_of_an_account_that_another_leader_has_registered_goes_on() -> 
     world.nothing_left()
 
 
+def test_an_account_that_never_opens_is_not_waited_for_without_end() -> None:
+    """The issuer names the account as one of now, and yet it does not open here: by the order's deadline it is lost.
+
+    Mutation: wait for such an account beyond the deadline.
+    """
+    world = preauthorized()
+    rival = world.second()
+    rival.work(Key("Issuer", SHOP, "ca"))
+    world.ca.forget_accounts()
+    world.ca.holds_issuance = True
+    world.process.settle(600)
+    url = world.issuance().order_url
+    world.clock.advance(60 * DAY)
+    rival.work(Key("Certificate", SHOP, "web-tls"))
+    assert world.status().issuance is None
+    assert [(order.order_url, order.outcome) for order in world.status().recent_orders][-1] == (url, "OrderGone")
+
+
 def finalized_elsewhere(world: World, *, processing: bool) -> None:
     """Another leader has had the order finalized, with the key that is stored for it."""
     (order,) = world.ca.orders.values()
