@@ -59,7 +59,7 @@ def test_nothing_is_issued_twice(reached: Counter[str]) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_nothing_is_issued_twice_in_20_000_stories(reached: Counter[str], request: pytest.FixtureRequest) -> None:
-    """The same in each run too; and `--hypothesis-seed=N` tells others. The moves that they made are printed.
+    """More of them, by a fixed seed; `--hypothesis-seed=N` tells others. The moves that they made are printed.
 
     What fails is told by its journal: `phases` is without the shrinking, which takes longer than to read it.
 
